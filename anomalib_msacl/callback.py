@@ -1,0 +1,250 @@
+"""``MsaclPretraining``: pre-train the backbone of any anomalib model before the model is fitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.models.components import AnomalibModule, TimmFeatureExtractor
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import Compose, Normalize, Transform
+
+from anomalib_msacl.data.checks import check_datamodule
+from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
+from anomalib_msacl.pretraining import Msacl
+from anomalib_msacl.recipe import Recipe
+from anomalib_msacl.weights import create_backbone, digest, hand_over
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1  # raise when weights of an older format must not be reused
+
+
+class MsaclPretraining(Callback):
+    """Pre-train the model's own backbone by MSACL on the datamodule's training images, then hand it over.
+
+    Everything else of anomalib stays as it is. The checkpoint is a plain anomalib checkpoint: build the model with
+    ``backbone: NAME, pre_trained: false``, and it needs neither this package nor any weights folder to be tested,
+    to predict or to be exported.
+
+    Args:
+        weights: Initial weights: ``timm``, ``offline``, ``random`` or a path; see
+            :func:`anomalib_msacl.weights.create_backbone`. None takes those that the model was built with.
+        recipe: How to pre-train.
+        root: Folder for pre-trained weights. A run with the same images, recipe and initial weights reuses them.
+
+    Raises:
+        InputError: If data, weights or model cannot work; before any training.
+    """
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        recipe: Recipe | None = None,
+        root: str | Path = "results/msacl",
+    ) -> None:
+        show_input_errors_as_one_line()
+        self.weights = weights
+        self.recipe = Recipe.of(recipe)
+        self.root = Path(root)
+        self.directory: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Pre-train and hand over, once, before the model is fitted."""
+        if stage != "fit" or self.directory is not None:
+            return
+        if trainer.ckpt_path is not None:
+            logger.info("MSACL: resuming from a checkpoint, which brings its backbone along; nothing is pre-trained.")
+            return
+        if trainer.world_size > 1:
+            raise InputError(
+                f"MsaclPretraining runs on one device, but the trainer has {trainer.world_size}; set trainer.devices to "
+                "1, or pre-train by msacl_pretrain.yaml first and name the folder as weights."
+            )
+        model, datamodule = _known(pl_module, trainer)
+        extractor = find_extractor(model)
+        check_layers(model, extractor)
+        digests = check_datamodule(datamodule)
+        msacl = self._msacl(model, extractor)
+        self.directory = self.root / f"{msacl.architecture}-{self._key(msacl, datamodule, digests)[:12]}"
+        if (self.directory / "config.json").is_file():
+            logger.info("MSACL: same images, recipe and initial weights as before: reusing %s.", self.directory)
+            backbone = create_backbone(msacl.architecture, str(self.directory))[0]
+        else:
+            self._pretrain(msacl, trainer, datamodule)
+            backbone = msacl.encoder.backbone
+        hand_over(backbone, cast("nn.Module", extractor.feature_extractor))
+        logger.info("MSACL: the backbone of %s has the weights of %s.", model.name, self.directory)
+
+    def _msacl(self, model: AnomalibModule, extractor: TimmFeatureExtractor) -> Msacl:
+        """Build the pre-training model for the backbone, layers, size and normalisation of a model."""
+        weights = self.weights or _weights_of(model)
+        transforms = _parts(getattr(model.pre_processor, "transform", None))
+        normalise = next((part for part in transforms if isinstance(part, Normalize)), None)
+        resize = [part for part in transforms if not isinstance(part, Normalize)]
+        return Msacl(
+            backbone=cast("str", extractor.backbone),
+            weights=weights,
+            layers=extractor.layers,
+            recipe=self.recipe,
+            weights_dir=None,
+            mean=normalise.mean if normalise else (0.0, 0.0, 0.0),
+            std=normalise.std if normalise else (1.0, 1.0, 1.0),
+            train_lesion_head=False,
+            pre_processor=PreProcessor(transform=Compose(resize)) if resize else False,
+            post_processor=False,
+            evaluator=False,
+            visualizer=False,
+        )
+
+    def _key(self, msacl: Msacl, datamodule: AnomalibDataModule, digests: dict[str, str]) -> str:
+        """Return a hash of everything that the pre-trained weights follow from."""
+        content = {
+            "format": _FORMAT,
+            "recipe": self.recipe.plain(),
+            "images": sorted(digests.values()),
+            "initial": digest(msacl.encoder.backbone.state_dict()),
+            "layers": msacl.encoder.layers,
+            "normalisation": [list(msacl.mean), list(msacl.std)],
+            "transforms": [repr(getattr(msacl.pre_processor, "transform", None)), repr(datamodule.train_augmentations)],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _pretrain(self, msacl: Msacl, outer: Trainer, datamodule: AnomalibDataModule) -> None:
+        """Pre-train with a trainer of its own and save the weights; random numbers of the outer run are untouched."""
+        msacl.weights_dir = self.directory
+        images = _TrainingImages(datamodule, self.recipe)
+        if self.recipe.max_steps == 0:
+            msacl.save_weights(cast("Path", self.directory))
+            return
+        logger.info(
+            "MSACL: pre-training %s for %d steps on %d normal images, %d held out.",
+            *(msacl.architecture, self.recipe.max_steps, len(images.train_data), len(images.held_out)),
+        )
+        device = outer.strategy.root_device
+        trainer = Trainer(
+            accelerator={"cuda": "gpu"}.get(device.type, device.type),
+            devices=[device.index] if device.index is not None else 1,
+            precision=outer.precision,
+            max_steps=self.recipe.max_steps,
+            max_epochs=-1,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=self.root,
+        )
+        with isolate_rng():
+            trainer.fit(msacl, datamodule=images)
+        msacl.to(device)
+
+
+def find_extractor(model: AnomalibModule) -> TimmFeatureExtractor:
+    """Return the pre-trained feature extractor of a model.
+
+    anomalib wraps pre-trained networks, and those alone, in a ``TimmFeatureExtractor`` without gradients; students and
+    decoders are trained and must stay random.
+
+    Args:
+        model: A model of anomalib.
+
+    Returns:
+        Its one extractor.
+
+    Raises:
+        InputError: If there is none, or more than one.
+    """
+    found = [
+        module for module in model.modules() if isinstance(module, TimmFeatureExtractor) and not module.requires_grad
+    ]
+    if len(found) != 1 or not isinstance(found[0].backbone, str):
+        raise InputError(
+            f"MsaclPretraining: {type(model).__name__} has {len(found)} frozen timm feature extractors built by name, but "
+            "exactly one is needed; use a model such as Patchcore or Padim with a backbone by name."
+        )
+    return found[0]
+
+
+def check_layers(model: AnomalibModule, extractor: TimmFeatureExtractor) -> None:
+    """Refuse layers that anomalib has dropped with only a warning.
+
+    Raises:
+        InputError: If a layer that was asked for does not exist.
+    """
+    asked = list(model.hparams.get("layers") or extractor.layers)
+    missing = [layer for layer in asked if layer not in extractor.layers]
+    if missing:
+        network, _ = create_backbone(cast("str", extractor.backbone), "random")
+        info = getattr(network, "feature_info", [])
+        names = ", ".join(stage["module"] for stage in getattr(info, "info", info))
+        raise InputError(
+            f"layer {missing[0]!r} does not exist in the backbone {extractor.backbone!r}; its layers are {names}."
+        )
+
+
+class _TrainingImages(LightningDataModule):
+    """The training images of a datamodule, a part of them held out for the choice of the weights."""
+
+    def __init__(self, datamodule: AnomalibDataModule, recipe: Recipe) -> None:
+        super().__init__()
+        self.name = datamodule.name
+        self.recipe = recipe
+        data = datamodule.train_data
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+        held_out = max(1, round(recipe.held_out * len(data))) if recipe.evaluations else 0
+        self.held_out = data.subsample(sorted(order[:held_out])) if held_out else cast("Dataset[Any]", [])
+        self.train_data = data.subsample(sorted(order[held_out:]))
+        self.collate = datamodule.external_collate_fn or data.collate_fn
+        self.workers = datamodule.num_workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        size = min(self.recipe.batch_size, len(self.train_data))
+        return self._loader(self.train_data, batch_size=size, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return self._loader(self.held_out, batch_size=self.recipe.batch_size) if len(self.held_out) else []
+
+    def _loader(self, data: Any, **options: Any) -> DataLoader[Any]:
+        persistent = self.workers > 0
+        return DataLoader(
+            data, collate_fn=self.collate, num_workers=self.workers, persistent_workers=persistent, **options
+        )
+
+
+def _known(pl_module: LightningModule, trainer: Trainer) -> tuple[AnomalibModule, AnomalibDataModule]:
+    """Return model and datamodule, or say that one of them is not anomalib's."""
+    datamodule = getattr(trainer, "datamodule", None)
+    if isinstance(pl_module, Msacl):
+        raise InputError("MsaclPretraining: Msacl pre-trains itself; leave the callback out.")
+    if not isinstance(pl_module, AnomalibModule) or not isinstance(datamodule, AnomalibDataModule):
+        raise InputError(
+            f"MsaclPretraining needs a model and a datamodule of anomalib, but got {type(pl_module).__name__} and "
+            f"{type(datamodule).__name__}; pass datamodule=... to the engine."
+        )
+    return pl_module, datamodule
+
+
+def _weights_of(model: AnomalibModule) -> str | None:
+    """Return the initial weights that a model was built with."""
+    if model.hparams.get("pre_trained", True):
+        return None
+    raise InputError(
+        f"MsaclPretraining: {type(model).__name__} was built with pre_trained: false and the callback has no weights; "
+        "give it weights: timm, offline or a folder, or random if that is meant."
+    )
+
+
+def _parts(transform: Transform | None) -> Sequence[Any]:
+    """Return the steps of a transform."""
+    return transform.transforms if isinstance(transform, Compose) else [transform] if transform else []

@@ -1,0 +1,149 @@
+"""A timm backbone seen as feature maps by layer name, convolutional or vision transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from anomalib_msacl.errors import InputError
+
+
+class Encoder(nn.Module):
+    """Feature maps and pooled features of a backbone, from images in [0, 1].
+
+    Normalisation happens inside: lesions are made before it, and an exported model needs no other step.
+
+    Args:
+        backbone: A model of ``timm.create_model(..., num_classes=0)``.
+        layers: Layers for the dense features, named as in ``feature_info`` (``"layer2"``, ``"blocks.4"``) or by
+            index. None takes strides 8 and 16 of a convolutional backbone, the middle and three quarters of a
+            transformer.
+        mean: Normalisation, one value a channel.
+        std: Normalisation, one value a channel.
+        frozen_stride: Stages up to this output stride are not trained; 0 trains all.
+        train_batch_norm: Update BatchNorm statistics while training.
+
+    Raises:
+        InputError: If the architecture gives no feature maps, or a layer does not exist.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        layers: Sequence[str | int] | None = None,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        frozen_stride: int = 0,
+        train_batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stages = _stages(backbone)
+        names = [stage["module"] for stage in self.stages]
+        self.index = [_layer_index(layer, names) for layer in layers] if layers else _default_layers(self.stages)
+        self.layers = [names[index] for index in self.index]
+        self.train_batch_norm = train_batch_norm
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        for parameter in _frozen_parameters(backbone, self.stages, frozen_stride):
+            parameter.requires_grad_(requires_grad=False)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the pooled features: channels of the deepest stage."""
+        return cast("int", self.stages[-1]["num_chs"])
+
+    @property
+    def dims(self) -> list[int]:
+        """Channels of each layer."""
+        return [self.stages[index]["num_chs"] for index in self.index]
+
+    @property
+    def granularity(self) -> int:
+        """Image sides must be multiples of this many pixels for a transformer; 32 for a convolutional backbone."""
+        patch = getattr(getattr(self.backbone, "patch_embed", None), "patch_size", None)
+        return int(patch[0]) if patch else 32
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set the training mode; BatchNorm stays in evaluation mode unless it is to be trained."""
+        super().train(mode)
+        if mode and not self.train_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
+                    module.eval()
+        return self
+
+    def forward(self, images: Tensor, pooled: bool = True) -> tuple[list[Tensor], Tensor | None]:
+        """Return the feature maps of the layers and the pooled features.
+
+        Args:
+            images: Values in [0, 1], shape ``(B, 3, H, W)``.
+            pooled: Whether the pooled features of the deepest stage are wanted; without them the backbone stops
+                after the deepest layer.
+
+        Returns:
+            Maps of shape ``(B, C_l, h_l, w_l)`` in the order of ``layers``, and features of shape ``(B, dim)``.
+        """
+        wanted = {*self.index, len(self.stages) - 1} if pooled else set(self.index)
+        maps = self._intermediates((images - self.mean) / self.std, sorted(wanted))
+        features = maps[len(self.stages) - 1].mean(dim=(-2, -1)) if pooled else None
+        return [maps[index] for index in self.index], features
+
+    def _intermediates(self, images: Tensor, wanted: list[int]) -> dict[int, Tensor]:
+        """Run the backbone as anomalib's TimmFeatureExtractor does."""
+        options: dict[str, Any] = {"intermediates_only": True, "output_fmt": "NCHW", "stop_early": True}
+        if is_transformer(self.backbone):
+            options["norm"] = True
+        maps = cast("Any", self.backbone).forward_intermediates(images, indices=wanted, **options)
+        return dict(zip(wanted, maps, strict=True))
+
+
+def is_transformer(backbone: nn.Module) -> bool:
+    """Whether a timm backbone is a vision transformer with prefix tokens."""
+    return hasattr(backbone, "num_prefix_tokens") and hasattr(backbone, "blocks")
+
+
+def _stages(backbone: nn.Module) -> list[dict[str, Any]]:
+    """Return timm's description of the stages: module, num_chs, reduction."""
+    info = getattr(backbone, "feature_info", None)
+    info = getattr(info, "info", info)
+    if not info or not hasattr(backbone, "forward_intermediates"):
+        name = type(backbone).__name__
+        raise InputError(
+            f"backbone {name} gives no intermediate feature maps in timm; choose one that does, such as resnet18."
+        )
+    return [dict(stage) for stage in info]
+
+
+def _layer_index(layer: str | int, names: list[str]) -> int:
+    """Return the index of a layer, or name the layers there are."""
+    if isinstance(layer, int) and 0 <= layer < len(names):
+        return layer
+    if layer in names:
+        return names.index(cast("str", layer))
+    raise InputError(f"layer {layer!r} does not exist in this backbone; its layers are {', '.join(names)}.")
+
+
+def _default_layers(stages: list[dict[str, Any]]) -> list[int]:
+    """Return strides 8 and 16, or the middle and three quarters where all strides are one."""
+    chosen = [index for index, stage in enumerate(stages) if stage["reduction"] in {8, 16}]
+    if len(chosen) == 2:  # noqa: PLR2004
+        return chosen
+    return sorted({len(stages) // 2 - 1, 3 * len(stages) // 4 - 1})
+
+
+def _frozen_parameters(backbone: nn.Module, stages: list[dict[str, Any]], stride: int) -> Iterator[nn.Parameter]:
+    """Yield the parameters up to the end of the last stage of at most the given stride."""
+    frozen = [stage["module"] for stage in stages if stage["reduction"] <= stride]
+    if not frozen or is_transformer(backbone):
+        return
+    named = list(backbone.named_parameters())
+    ends = [position for position, (name, _) in enumerate(named) if name.startswith(f"{frozen[-1]}.")]
+    # A stage may end in an activation, which has no parameters: then go by the layer before it.
+    yield from (parameter for _, parameter in named[: max(ends, default=-1) + 1])

@@ -1,0 +1,70 @@
+"""Errors about what the user gave, and how they are shown on the command line."""
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, ClassVar
+
+ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
+
+
+class InputError(ValueError):
+    """A bad value, file or folder given by the user.
+
+    Args:
+        message: One sentence that names the value, the place where it was found, and the remedy. Line breaks become
+            blanks.
+    """
+
+    _latest_message: ClassVar[str] = ""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message, and remember it as the latest."""
+        line = " ".join(message.splitlines())
+        super().__init__(line)
+        InputError._latest_message = line
+
+    @classmethod
+    def message_behind(cls, error: BaseException) -> str:
+        """Give the message of the input error that an exception is or quotes, empty where there is none.
+
+        When the constructor of a class named in YAML raises, jsonargparse may raise a ``ValueError`` of its own that
+        quotes the message among others and is not linked to the first error.
+
+        Args:
+            error: Any exception.
+        """
+        if isinstance(error, cls):
+            return str(error)
+        quoted = isinstance(error, TypeError | ValueError) and cls._latest_message in str(error)
+        return cls._latest_message if quoted else ""
+
+
+class _OneLineHook:
+    """Exception hook that prints an :class:`InputError` as one line and hands on every other exception.
+
+    Args:
+        previous: The hook that shows all other exceptions.
+    """
+
+    def __init__(self, previous: ExceptHook) -> None:
+        self.previous = previous
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Show an uncaught exception on stderr; the arguments are those of ``sys.excepthook``."""
+        message = InputError.message_behind(error)
+        if message:
+            sys.stderr.write(f"anomalib-msacl: error: {message}\n")
+        else:
+            self.previous(kind, error, trace)
+
+
+def show_input_errors_as_one_line() -> None:
+    """Let an uncaught :class:`InputError` print one line instead of a traceback.
+
+    Wraps the hook that is in force now, so that it also works after anomalib's command line has put its own one
+    there. A second call changes nothing, unless the hook was replaced in between: then it is wrapped again. The
+    exit status stays Python's own, 1.
+    """
+    if not isinstance(sys.excepthook, _OneLineHook):
+        sys.excepthook = _OneLineHook(sys.excepthook)

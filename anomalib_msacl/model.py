@@ -1,0 +1,162 @@
+"""The networks of MSACL: encoder, projection, heads and the terms between them. Tensors only, no training loop."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.losses import (
+    AugmentationPrediction,
+    DenseLesion,
+    MsaclContrastive,
+    MultiCentring,
+    RelativePosition,
+)
+from anomalib_msacl.recipe import Recipe
+from anomalib_msacl.views import patch_pairs
+
+
+class LesionHead(nn.Module):
+    """A small probe that reads lesions from feature maps; gradients do not reach the maps.
+
+    Args:
+        dims: Channels of each feature map.
+        hidden: Channels in between.
+    """
+
+    def __init__(self, dims: list[int], hidden: int = 64) -> None:
+        super().__init__()
+        # Without scale and shift: it only brings layers of different magnitude to one unit.
+        self.norms = nn.ModuleList(nn.BatchNorm2d(dim, affine=False) for dim in dims)
+        self.head = nn.Sequential(nn.Conv2d(sum(dims), hidden, 1), nn.ReLU(), nn.Conv2d(hidden, 1, 1))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Return lesion logits of shape ``(B, 1, h, w)``, at the size of the first map."""
+        size = maps[0].shape[-2:]
+        parts = [
+            F.interpolate(norm(F.avg_pool2d(layer.detach(), 3, 1, 1)), size=size, mode="bilinear", align_corners=False)
+            for norm, layer in zip(self.norms, maps, strict=True)
+        ]
+        return cast("Tensor", self.head(torch.cat(parts, dim=1)))
+
+    @staticmethod
+    def loss(logits: Tensor, masks: Tensor) -> Tensor:
+        """Return the binary cross-entropy with the share of lesion in each cell; lesions weigh as much as tissue."""
+        target = F.adaptive_avg_pool2d(masks.to(logits.dtype), logits.shape[-2:])
+        balance = ((1 - target).sum() / target.sum().clamp_min(1)).clamp(1, 20)
+        return F.binary_cross_entropy_with_logits(logits, target, pos_weight=balance)
+
+
+class MsaclModel(nn.Module):
+    """Encoder, projection and heads of MSACL.
+
+    Args:
+        encoder: Backbone with its layers.
+        recipe: Which terms there are; see :class:`Recipe`.
+    """
+
+    def __init__(self, encoder: Encoder, recipe: Recipe) -> None:
+        super().__init__()
+        self.encoder, self.recipe = encoder, recipe
+        dim = encoder.dim
+        # f_theta in the paper: backbone and an MLP to 128 dimensions.
+        self.projection = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, recipe.projection))
+        self.centring = MultiCentring(recipe.classes, recipe.projection, recipe.rescale_centring)
+        self.contrastive = MsaclContrastive(recipe.temperature, recipe.alpha, recipe.positives)
+        self.augmentation = AugmentationPrediction(dim, recipe.classes)
+        self.position = RelativePosition(dim)
+        self.dense = DenseLesion()
+        self.lesion_head = LesionHead(encoder.dims)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return ``f_theta`` of images in [0, 1] of shape ``(B, 3, H, W)``: ``z`` of shape ``(B, projection)``."""
+        return cast("Tensor", self.projection(self._pooled(images)))
+
+    def terms(
+        self, images: Tensor, masks: Tensor, classes: Tensor, owners: Tensor
+    ) -> tuple[dict[str, Tensor], list[Tensor], Tensor | None]:
+        """Return the terms whose weight is not 0.
+
+        Args:
+            images: Values in [0, 1], shape ``(B, 3, H, W)``.
+            masks: Lesion masks, shape ``(B, 1, H, W)``.
+            classes: Number of lesions, shape ``(B,)``.
+            owners: Which original image each comes from, shape ``(B,)``.
+
+        Returns:
+            Unweighted terms by name, the feature maps of the layers, and ``z`` where a term needs it.
+        """
+        recipe = self.recipe
+        maps, pooled = self.encoder(images, pooled=recipe.uses_image_terms)
+        terms: dict[str, Tensor] = {}
+        z = None
+        if recipe.centring or recipe.contrastive:
+            z = self.projection(pooled)
+            if recipe.centring:
+                terms["centring"] = self.centring(z, classes)
+            if recipe.contrastive:
+                terms["contrastive"] = self.contrastive(z, classes, self.centring.centres, owners)
+        if recipe.augmentation:
+            terms["augmentation"] = self.augmentation(pooled, classes)
+        if recipe.position:
+            terms["position"] = self._position(images[classes == 0])
+        if recipe.dense:
+            terms["dense"] = self._dense(maps, masks, owners)
+        return terms, maps, z
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum of terms."""
+        return torch.stack([getattr(self.recipe, name) * value for name, value in terms.items()]).sum()
+
+    def forward(self, images: Tensor) -> InferenceBatch:
+        """Score images by the lesion head.
+
+        Args:
+            images: Values in [0, 1], shape ``(B, 3, H, W)``.
+
+        Returns:
+            Scores in [0, 1] of shape ``(B,)`` and maps in [0, 1] of shape ``(B, 1, H, W)``.
+        """
+        logits = self.lesion_head(self.encoder(images, pooled=False)[0])
+        score = F.avg_pool2d(logits, 3, 1, 1).amax(dim=(-3, -2, -1)).sigmoid()
+        anomaly_map = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
+        return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        return cast("Tensor", self.encoder(images)[1])
+
+    def _position(self, images: Tensor) -> Tensor:
+        """Return ``l_pos`` of normal views."""
+        unit = self.encoder.granularity
+        side = max(unit, round(min(images.shape[-2:]) / 2 / unit) * unit)
+        patches, neighbours, positions = patch_pairs(images, side)
+        features = self._pooled(torch.cat([patches, neighbours]))
+        return cast("Tensor", self.position(*features.chunk(2), positions))
+
+    def _dense(self, maps: list[Tensor], masks: Tensor, owners: Tensor) -> Tensor:
+        """Return the mean of the dense term over the layers that are trained."""
+        values = [self.dense(layer, masks, owners) for layer in maps if layer.requires_grad or not self.training]
+        return torch.stack(values).mean() if values else masks.new_zeros(())
+
+
+def class_separation(z: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far apart and how tight the classes of a batch are.
+
+    Args:
+        z: Features, shape ``(B, D)``.
+        classes: Shape ``(B,)``.
+
+    Returns:
+        Mean distance between the class means, and mean distance of a sample to the mean of its class.
+    """
+    labels = classes.unique()
+    means = torch.stack([z[classes == label].mean(dim=0) for label in labels])
+    spread = torch.stack(
+        [(z[classes == label] - mean).norm(dim=1).mean() for label, mean in zip(labels, means, strict=True)]
+    )
+    return F.pdist(means).mean(), spread.mean()

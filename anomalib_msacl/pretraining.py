@@ -1,0 +1,397 @@
+"""``Msacl``: MSACL pre-training as a model of anomalib."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.metrics import AUROC, Evaluator
+from anomalib.models.components.base import AnomalibModule
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback, seed_everything
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
+from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
+from anomalib_msacl.model import LesionHead, MsaclModel, class_separation
+from anomalib_msacl.recipe import Recipe
+from anomalib_msacl.selection import KeepBest
+from anomalib_msacl.views import WeakView
+from anomalib_msacl.weights import architecture_of, create_backbone, save_backbone
+
+_HEAD_LEARNING_RATE = 1e-3
+_HEAD_STEPS = 60
+
+
+class Msacl(AnomalibModule):
+    """MSACL (arXiv 2109.01303): pre-train a backbone on normal images with synthetic lesions.
+
+    Training needs normal images only. The result is the backbone, saved in timm's folder format; a small lesion head
+    is trained beside it, without influence on it, and scores images in ``test``, ``predict`` and after export.
+    Validation looks at the normal images of the validation set and adds MedMix lesions to copies of them.
+
+    Args:
+        backbone: A timm name, or ``local-dir:DIR``.
+        weights: Initial weights: ``timm``, ``offline``, ``random`` or a path; see
+            :func:`anomalib_msacl.weights.create_backbone`.
+        layers: Layers of the dense term and of the lesion head; chosen by stride if None.
+        image_size: Side in pixels that images are resized to, unless ``pre_processor`` is given.
+        recipe: How to pre-train.
+        weights_dir: Where to save the backbone; ``weights/timm`` in the run's folder if None.
+        mean: Normalisation; that of the initial weights if None.
+        std: Normalisation; that of the initial weights if None.
+        train_lesion_head: Train the lesion head; not needed where only the backbone is wanted.
+        pre_processor: Must not normalise: lesions are made on [0, 1], the model normalises itself.
+        post_processor: As in anomalib.
+        evaluator: As in anomalib.
+        visualizer: As in anomalib.
+
+    Raises:
+        InputError: If backbone, weights, layers or recipe cannot work.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        weights: str | None = None,
+        layers: Sequence[str | int] | None = None,
+        image_size: int = 256,
+        recipe: Recipe | None = None,
+        weights_dir: str | Path | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        train_lesion_head: bool = True,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        show_input_errors_as_one_line()
+        if pre_processor is True:
+            pre_processor = self.configure_pre_processor((image_size, image_size))
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        self.recipe = Recipe.of(recipe)
+        self.architecture = architecture_of(backbone)
+        self.weights_dir = weights_dir
+        self.train_lesion_head = train_lesion_head
+        network, self.origin = create_backbone(backbone, weights)
+        self.mean, self.std = tuple(mean or self.origin.mean), tuple(std or self.origin.std)
+        encoder = Encoder(network, layers, self.mean, self.std, self.recipe.frozen_stride, self.recipe.train_batch_norm)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            self.model: MsaclModel = MsaclModel(encoder, self.recipe)
+        self.medmix = _build(MedMix, "recipe.medmix", self.recipe.medmix)
+        self.view = _build(WeakView, "recipe.view", self.recipe.view)
+        self.selection = KeepBest(self.recipe)
+        self._check_sizes()
+
+    @property
+    def encoder(self) -> Encoder:
+        """The backbone and its layers."""
+        return self.model.encoder
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Return a pre-processor that resizes and does not normalise."""
+        return PreProcessor(transform=Compose([Resize(image_size or (256, 256), antialias=True)]))
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Return anomalib's default test metrics, and image and pixel AUROC for validation."""
+        evaluator = AnomalibModule.configure_evaluator()
+        image = AUROC(fields=["pred_score", "gt_label"], prefix="val_image_", strict=False)
+        pixel = AUROC(fields=["anomaly_map", "gt_mask"], prefix="val_pixel_", strict=False)
+        return Evaluator(val_metrics=[image, pixel], test_metrics=list(evaluator.test_metrics))
+
+    def configure_callbacks(self) -> Sequence[Callback]:
+        """Add the choice of the weights to anomalib's callbacks."""
+        return [*cast("Sequence[Callback]", super().configure_callbacks()), self.selection]
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """No sanity check: it would need lesions before the centres are known."""
+        return {"num_sanity_val_steps": 0}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Normal images only."""
+        return LearningType.ONE_CLASS
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Bring images of the datamodule to the model's size.
+
+        Args:
+            images: Values in [0, 1], shape ``(B, 3, H, W)``.
+
+        Returns:
+            The same, resized by the pre-processor.
+        """
+        transform = self.pre_processor.transform if self.pre_processor else None
+        return cast("Tensor", transform(images)) if transform else images
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW or SGD with warm-up and cosine, per step; the lesion head has an optimiser rate of its own."""
+        recipe = self.recipe
+        head = {id(parameter) for parameter in self.model.lesion_head.parameters()}
+        trained = [p for p in self.model.parameters() if p.requires_grad and id(p) not in head]
+        groups = [
+            {"params": trained},
+            {"params": self.model.lesion_head.parameters(), "lr": _HEAD_LEARNING_RATE},
+        ]
+        optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, recipe.learning_rate, momentum=0.9, weight_decay=recipe.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        total = self.trainer.estimated_stepping_batches
+        warmup = max(1, round(recipe.warmup * total)) if math.isfinite(total) else 100
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to the recipe's norm unless the trainer names one: ``l_ctr`` diverges without."""
+        value = self.recipe.gradient_clip if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, value, gradient_clip_algorithm or "norm")
+
+    def on_fit_start(self) -> None:
+        """Seed the pre-training: ``anomalib train --seed_everything`` of anomalib 2.7 has no effect."""
+        seed_everything(self.recipe.seed, workers=True, verbose=False)
+
+    def on_train_start(self) -> None:
+        """Compute the centres with the untouched encoder, once; a checkpoint brings them along."""
+        needed = self.recipe.centring > 0 or self.recipe.contrastive > 0
+        if needed and not self.model.centring.ready:
+            self._fix_centres()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Synthesise the classes of a batch and return the weighted sum of the terms."""
+        del batch_idx
+        images, masks, classes, owners = self._synthesise(batch.image.as_subclass(Tensor), self.recipe.views)
+        terms, maps, z = self.model.terms(images, masks, classes, owners)
+        loss = self.model.total(terms) if terms else images.new_zeros(())
+        self.log_dict({f"train_{name}": value.detach() for name, value in terms.items()})
+        self.log("train_loss", loss.detach(), prog_bar=True)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if z is not None:
+            gap, spread = class_separation(z.detach(), classes)
+            self.log_dict({"class_gap": gap, "class_spread": spread, "class_separation": gap / spread})
+        if self.train_lesion_head:
+            head = LesionHead.loss(self.model.lesion_head(maps), masks)
+            self.log("train_lesion_head", head.detach())
+            loss = loss + head
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Score the normal images of a batch and copies of them with MedMix lesions, the same in every epoch."""
+        keep = torch.ones(len(batch.image), dtype=torch.bool) if batch.gt_label is None else batch.gt_label == 0
+        images = batch.image[keep].as_subclass(Tensor)
+        if len(images) == 0:  # only real lesions in this batch: they are not for choosing
+            images = batch.image.as_subclass(Tensor)[:0]
+        counts = torch.arange(len(images)) % (self.recipe.classes - 1) + 1
+        generator = torch.Generator().manual_seed(batch_idx)
+        lesions = self.medmix.synthesize(images, counts, generator) if len(images) else None
+        if lesions is not None:
+            images = torch.cat([images, lesions.image])
+            masks = torch.cat([torch.zeros_like(lesions.mask), lesions.mask])[:, 0].bool()
+        else:
+            masks = torch.zeros(0, *images.shape[-2:], dtype=torch.bool, device=images.device)
+        _replace(batch, image=images, gt_label=masks.flatten(1).any(dim=1), gt_mask=masks)
+        return cast("Batch", batch.update(**self.model(images)._asdict()))
+
+    def on_train_end(self) -> None:
+        """Save the backbone that was chosen."""
+        directory = Path(self.weights_dir or Path(self.trainer.default_root_dir) / "weights" / "timm")
+        self.save_weights(directory)
+
+    def save_weights(self, directory: str | Path) -> Path:
+        """Save the backbone in timm's folder format with a model card.
+
+        Args:
+            directory: Folder to write.
+
+        Returns:
+            The folder.
+        """
+        size = list(self.input_size or ())
+        config = {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "tag": "msacl",
+            "license": self.origin.license,
+            **({"input_size": [3, *size]} if size else {}),
+        }
+        return save_backbone(self.encoder.backbone, self.architecture, directory, self._card(), config)
+
+    def backbone_replaced(self, images: Tensor) -> None:
+        """Train the lesion head anew on the backbone that was chosen.
+
+        Args:
+            images: Normal training images in [0, 1], shape ``(N, 3, H, W)``.
+        """
+        if not self.train_lesion_head:
+            return
+        head = self.model.lesion_head
+        optimizer = torch.optim.AdamW(head.parameters(), _HEAD_LEARNING_RATE)
+        with torch.enable_grad():
+            for _ in range(_HEAD_STEPS):
+                chosen = images[torch.randperm(len(images))[: self.recipe.batch_size]].to(self.device)
+                batch, masks, _, _ = self._synthesise(chosen, 1)
+                with torch.no_grad():
+                    maps = self.encoder(batch, pooled=False)[0]
+                optimizer.zero_grad()
+                LesionHead.loss(head(maps), masks).backward()
+                optimizer.step()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""
+        super().on_save_checkpoint(checkpoint)
+        plain = {
+            "recipe": self.recipe.plain(),
+            "backbone": self.architecture,
+            "weights": "random",  # the checkpoint brings its own
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "layers": list(self.encoder.layers),
+        }
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **plain}
+
+    def _synthesise(self, images: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return images, masks, classes and owners: every view of every image once with 0, 1, 2 ... lesions."""
+        number = self.recipe.classes
+        owners = torch.arange(len(images), device=images.device).repeat(views)
+        weak = self.view(images.repeat(views, 1, 1, 1))
+        classes = torch.arange(number, device=images.device).repeat(len(weak))
+        output = self.medmix.synthesize(weak.repeat_interleave(number, dim=0), classes)
+        return output.image, output.mask, classes, owners.repeat_interleave(number)
+
+    @torch.no_grad()
+    def _fix_centres(self) -> None:
+        """Fix ``c_n = E f_theta0(a(x))`` over training images."""
+        features, labels, seen = [], [], 0
+        for batch in self.trainer.train_dataloader or ():
+            images = self.prepare(batch.image.as_subclass(Tensor).to(self.device))
+            synthetic, _, classes, _ = self._synthesise(images, 1)
+            features.append(self.model.embed(synthetic))
+            labels.append(classes)
+            seen += len(images)
+            if seen >= self.recipe.centre_images:
+                break
+        self.model.centring.fix(torch.cat(features), torch.cat(labels))
+
+    def _check_sizes(self) -> None:
+        """Refuse settings that cannot work before any data is read."""
+        transform = getattr(self.pre_processor, "transform", None)
+        normalises = any(isinstance(part, Normalize) for part in getattr(transform, "transforms", [transform]))
+        if normalises:
+            raise InputError(
+                "Msacl: the pre_processor normalises, but lesions are made on [0, 1] and the model normalises itself; "
+                "leave Normalize out."
+            )
+        size = self.input_size
+        if size and min(size) < MINIMUM_SIDE:
+            raise InputError(
+                f"Msacl: images of {size[0]} x {size[1]} pixels are smaller than a lesion; set an image_size of at "
+                f"least {MINIMUM_SIDE}."
+            )
+
+    def _card(self) -> str:
+        """Return the model card of the weights."""
+        datamodule = getattr(self._trainer, "datamodule", None) if self._trainer else None
+        count = len(datamodule.train_data) if hasattr(datamodule, "train_data") else None
+        scores = "\n".join(
+            f"| {step} | {score.image_auroc:.4f} | {score.pixel_auroc:.4f} |"
+            for step, score in self.selection.history.items()
+        )
+        packages = ("anomalib-msacl", "anomalib", "torch", "timm", "lightning")
+        versions = ", ".join(f"{name} {_version(name)}" for name in packages)
+        table = f"| step | image AUROC | pixel AUROC |\n|---|---|---|\n{scores}\n" if scores else ""
+        return _CARD.format(
+            license=self.origin.license or "unknown",
+            architecture=self.architecture,
+            origin=self.origin.description,
+            data=getattr(datamodule, "name", "unknown"),
+            images=count if count is not None else "unknown",
+            layers=", ".join(self.encoder.layers),
+            size=" x ".join(map(str, self.input_size or ())) or "unknown",
+            mean=list(self.mean),
+            std=list(self.std),
+            verdict=self.selection.verdict(),
+            table=table,
+            recipe=json.dumps(self.recipe.plain(), indent=2),
+            versions=versions,
+        )
+
+
+_CARD = """---
+library_name: timm
+license: {license}
+tags: [anomaly-detection, self-supervised, msacl]
+---
+# {architecture}, pre-trained by MSACL
+
+- initial weights: {origin}
+- data: {data}, {images} normal training images
+- input: {size} pixels, mean {mean}, std {std}
+- layers of the dense term: {layers}
+- seed: in the recipe
+- versions: {versions}
+
+{verdict}
+
+{table}
+Load with `timm.create_model("local-dir:DIR", pretrained=True)`, or name `DIR` as `weights`.
+
+```json
+{recipe}
+```
+"""
+
+
+def _build(kind: Any, place: str, arguments: dict[str, Any]) -> Any:
+    """Build an object from plain arguments, naming one that does not exist."""
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise InputError(f"{place}: {error}; see the arguments of {kind.__name__}.") from error
+
+
+def _replace(batch: Batch, **values: Tensor) -> None:
+    """Put other images into a batch in place: anomalib's callbacks look at this very object."""
+    for name in ("image_path", "mask_path", "pred_score", "anomaly_map", "pred_label", "pred_mask", "explanation"):
+        if hasattr(batch, name):
+            setattr(batch, name, None)
+    for name, value in values.items():
+        setattr(batch, name, value)
+
+
+def _warm_cosine(step: int, warmup: int, total: float) -> float:
+    """Return the factor of the learning rate: linear warm-up, then a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if not math.isfinite(total):
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+def _version(package: str) -> str:
+    """Return the installed version of a package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

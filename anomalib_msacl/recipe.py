@@ -1,0 +1,125 @@
+"""Everything that decides how a backbone is pre-trained, in one place.
+
+The same recipe serves the Lightning module, the callback, the content key of saved weights and their model card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from anomalib_msacl.errors import InputError
+
+TERMS = ("centring", "contrastive", "augmentation", "position", "dense")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of MSACL pre-training.
+
+    A weight of 0 switches a term off and saves its cost.
+
+    Attributes:
+        classes: ``|A|``, the normal class and the numbers of lesions 1, 2, ...; 4 in the paper.
+        centring: Weight of ``l_ctr``.
+        contrastive: Weight of ``l_MSACL``.
+        augmentation: Weight of ``l_aug``.
+        position: Weight of ``l_pos``.
+        dense: Weight of the dense term, an extension of the paper.
+        temperature: ``tau`` of ``l_MSACL``.
+        alpha: By how much pairs of one class are pushed apart less; not published.
+        positives: ``class`` or ``image``: what counts as a positive in ``l_MSACL``.
+        rescale_centring: Divide ``l_ctr`` by the mean squared norm of the centres; without it the paper's learning
+            rate diverges.
+        centre_images: Training images that the fixed centres are computed from, at most.
+        projection: Dimension of ``f_theta``.
+        max_steps: Optimiser steps; 0 keeps the initial weights.
+        batch_size: Images a step; each is seen once per class and view.
+        views: Weak views of each image in a step.
+        optimizer: ``adamw``, or ``sgd`` with momentum .9 as in the paper.
+        learning_rate: Peak, after the warm-up; falls by a cosine to 0.
+        warmup: Part of the steps with a rising learning rate.
+        weight_decay: Weight decay.
+        gradient_clip: Largest norm of the gradient, unless the trainer sets its own.
+        frozen_stride: Stages of a convolutional backbone up to this output stride keep their weights; 0 trains all.
+        train_batch_norm: Update BatchNorm statistics, which would then describe images with lesions too.
+        evaluations: How often a candidate is compared on held-out normal images; 0 keeps the last step.
+        held_out: Part of the training images that is held out for that when there is no validation set, in (0, .5].
+        evaluation_images: Held-out images used, at most; each is seen once as it is and once with lesions.
+        seed: Seed of the pre-training.
+        medmix: Arguments of :class:`anomalib_msacl.MedMix` that differ from its defaults.
+        view: Arguments of :class:`anomalib_msacl.views.WeakView` that differ from its defaults.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    classes: int = 4
+    centring: float = 0.1
+    contrastive: float = 0.1
+    augmentation: float = 0.1
+    position: float = 0.1
+    dense: float = 1.0
+    temperature: float = 0.2
+    alpha: float = 2.0
+    positives: Literal["class", "image"] = "class"
+    rescale_centring: bool = True
+    centre_images: int = 128
+    projection: int = 128
+    max_steps: int = 100
+    batch_size: int = 8
+    views: int = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 1e-4
+    warmup: float = 0.1
+    weight_decay: float = 1e-4
+    gradient_clip: float = 1.0
+    frozen_stride: int = 4
+    train_batch_norm: bool = False
+    evaluations: int = 4
+    held_out: float = 0.2
+    evaluation_images: int = 64
+    seed: int = 0
+    medmix: dict[str, Any] = field(default_factory=dict)
+    view: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for names, lowest in (
+            ((*TERMS, "weight_decay", "warmup", "max_steps", "evaluations", "frozen_stride"), 0),
+            (("batch_size", "classes"), 2),
+            (("centre_images", "projection", "views", "evaluation_images", "alpha"), 1),
+            (("temperature", "learning_rate", "gradient_clip", "held_out"), 1e-9),
+        ):
+            for name in names:
+                if getattr(self, name) < lowest:
+                    raise InputError(f"recipe.{name} is {getattr(self, name)}, but must be at least {lowest:g}.")
+        if self.held_out > 0.5 or self.warmup > 1:  # noqa: PLR2004
+            raise InputError(
+                f"recipe.held_out is {self.held_out} and recipe.warmup {self.warmup}, but they must be at most .5 and 1."
+            )
+
+    @classmethod
+    def of(cls, values: Recipe | Mapping[str, Any] | None) -> Recipe:
+        """Return a recipe from a recipe, from plain data (as a checkpoint holds it) or from nothing.
+
+        Raises:
+            InputError: If a name is unknown.
+        """
+        if isinstance(values, Recipe):
+            return values
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values or {}) - known)
+        if unknown:
+            raise InputError(f"recipe: unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+        return cls(**dict(values or {}))
+
+    def plain(self) -> dict[str, Any]:
+        """Return the recipe as plain data."""
+        return asdict(self)
+
+    @property
+    def uses_image_terms(self) -> bool:
+        """Whether any term needs the pooled features of whole images."""
+        return max(self.centring, self.contrastive, self.augmentation, self.position) > 0

@@ -1,0 +1,215 @@
+"""Choice of the weights to keep: held-out normal images with MedMix lesions, the untouched backbone among them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torchmetrics.functional.classification import binary_auroc
+
+from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.medmix import MedMix
+from anomalib_msacl.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 32
+_BANK = 4096
+
+
+class Score(NamedTuple):
+    """How well normal patches tell lesions apart: AUROC of images and of pixels, each in [0, 1]."""
+
+    image_auroc: float
+    pixel_auroc: float
+
+    @property
+    def value(self) -> float:
+        """Mean of the two."""
+        return (self.image_auroc + self.pixel_auroc) / 2
+
+
+class Probe:
+    """A small PatchCore on held-out images: distance of patches to the nearest of a random bank of normal patches.
+
+    Images, lesions and the places of the bank are drawn once, so that all candidates face the same questions.
+
+    Args:
+        bank: Normal training images in [0, 1], shape ``(N, 3, H, W)``.
+        held_out: Other normal images, shape ``(M, 3, H, W)``.
+        recipe: Its MedMix settings and seed are used.
+    """
+
+    def __init__(self, bank: Tensor, held_out: Tensor, recipe: Recipe) -> None:
+        generator = torch.Generator().manual_seed(recipe.seed)
+        counts = torch.arange(len(held_out)) % (recipe.classes - 1) + 1
+        lesions = MedMix(**recipe.medmix).synthesize(held_out, counts, generator)
+        self.bank = bank
+        self.images = torch.cat([held_out, lesions.image])
+        self.masks = torch.cat([torch.zeros_like(lesions.mask), lesions.mask])
+        self.order = torch.rand(1 << 20, generator=generator)
+
+    @torch.no_grad()
+    def score(self, encoder: Encoder, device: torch.device) -> Score:
+        """Return the score of an encoder; its training mode is left as it was."""
+        training = encoder.training
+        encoder.eval()
+        maps = self._patches(encoder, self.bank, device)
+        bank = maps.flatten(0, 2)
+        bank = bank[self.order[: len(bank)].argsort()[:_BANK].to(device)]
+        distance = torch.cat(
+            [
+                torch.cdist(self._patches(encoder, chunk, device).flatten(1, 2), bank).amin(dim=-1)
+                for chunk in self.images.split(_CHUNK)
+            ]
+        ).cpu()
+        encoder.train(training)
+        size = maps.shape[1:3]
+        masks = F.adaptive_avg_pool2d(self.masks, size).flatten(1) > 0.5  # noqa: PLR2004
+        labels = self.masks.flatten(1).amax(dim=1).long()
+        # torchmetrics takes scores outside [0, 1] for logits and saturates: bring them into it, order untouched.
+        distance = distance / distance.max().clamp_min(1e-12)
+        image = binary_auroc(distance.amax(dim=1), labels)
+        pixel = binary_auroc(distance.flatten(), masks.flatten().long())
+        return Score(float(image), float(pixel))
+
+    @staticmethod
+    def _patches(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
+        """Return patch features as PatchCore builds them, shape ``(N, h, w, C)``."""
+        parts = []
+        for chunk in images.split(_CHUNK):
+            maps = [F.avg_pool2d(layer, 3, 1, 1) for layer in encoder(chunk.to(device), pooled=False)[0]]
+            size = maps[0].shape[-2:]
+            parts.append(torch.cat([F.interpolate(layer, size=size, mode="bilinear") for layer in maps], dim=1))
+        return torch.cat(parts).movedim(1, -1)
+
+
+class Pretrainable(Protocol):
+    """What :class:`KeepBest` needs of a Lightning module."""
+
+    recipe: Recipe
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder whose backbone is chosen."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Bring images of the datamodule to the model's size, in [0, 1]."""
+
+    def backbone_replaced(self, images: Tensor) -> None:
+        """Told that the backbone is that of another step; normal training images are given."""
+
+
+class KeepBest(Callback):
+    """Compare the backbone at several steps and keep the best one.
+
+    Step 0, the untouched backbone, takes part: pre-training that does not help is not kept. The choice is made after
+    the last step, before the checkpoint is written and before the last validation.
+
+    Attributes:
+        history: Scores by step.
+        best_step: Step of the best score so far; None before the first comparison.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.history: dict[int, Score] = {}
+        self.best_step: int | None = None
+        self._best: dict[str, Tensor] = {}
+        self._probe: Probe | None = None
+        self._seen = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain data and tensors, so that a resumed run goes on choosing."""
+        history = {step: tuple(score) for step, score in self.history.items()}
+        return {"history": history, "best_step": self.best_step, "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.history = {int(step): Score(*score) for step, score in state_dict["history"].items()}
+        self.best_step, self._best = state_dict["best_step"], state_dict["best"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the questions and put the untouched backbone to them."""
+        module = cast("Pretrainable", pl_module)
+        self._seen = trainer.global_step
+        if self.recipe.evaluations == 0:
+            return
+        bank = _normal_images(trainer.train_dataloader, module, self.recipe.evaluation_images)
+        loader = getattr(trainer.datamodule, "val_dataloader", None)  # type: ignore[attr-defined]
+        held_out = _normal_images(loader() if loader else None, module, self.recipe.evaluation_images)
+        if bank is None or held_out is None:
+            logger.warning("MSACL: no held-out normal images, so the last step is kept unseen; set a validation split.")
+            return
+        self._probe = Probe(bank, held_out, self.recipe)
+        if not self.history:
+            self._compare(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Compare when it is due; after the last step bring back the best."""
+        del args
+        step, total = trainer.global_step, trainer.estimated_stepping_batches
+        if step == self._seen:  # gradients are accumulated: no new weights yet
+            return
+        self._seen = step
+        last = step >= total
+        if self._probe is not None:
+            every = math.ceil(total / self.recipe.evaluations) if math.isfinite(total) else 25
+            if last or step % every == 0:
+                self._compare(trainer, pl_module)
+            if last:
+                self._restore(pl_module, step)
+        if last:
+            trainer.should_stop = True  # lets the last validation run when the steps end within an epoch
+
+    def _compare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the present backbone and remember it if it is the best."""
+        step, module = trainer.global_step, cast("Pretrainable", pl_module)
+        score = cast("Probe", self._probe).score(module.encoder, pl_module.device)
+        self.history[step] = score
+        if step:
+            pl_module.log_dict({"held_out_image_auroc": score.image_auroc, "held_out_pixel_auroc": score.pixel_auroc})
+        if self.best_step is None or score.value > self.history[self.best_step].value:
+            self.best_step = step
+            state = module.encoder.backbone.state_dict()
+            self._best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def _restore(self, pl_module: LightningModule, step: int) -> None:
+        """Bring back the best backbone and say which it is."""
+        module = cast("Pretrainable", pl_module)
+        logger.info("%s", self.verdict())
+        if self.best_step != step:
+            module.encoder.backbone.load_state_dict(self._best)
+            module.backbone_replaced(cast("Probe", self._probe).bank)
+
+    def verdict(self) -> str:
+        """Return one sentence: which step won, against what."""
+        if self.best_step is None:
+            return "MSACL: nothing was compared; the weights of the last step are kept."
+        untouched, best = self.history[0], self.history[self.best_step]
+        if self.best_step == 0:
+            return (
+                f"MSACL: pre-training did not help on held-out normal images with MedMix lesions, so the untouched "
+                f"backbone is kept (image AUROC {best.image_auroc:.3f}, pixel AUROC {best.pixel_auroc:.3f})."
+            )
+        return (
+            f"MSACL: step {self.best_step} won on held-out normal images with MedMix lesions: image AUROC "
+            f"{untouched.image_auroc:.3f} -> {best.image_auroc:.3f}, pixel AUROC {untouched.pixel_auroc:.3f} -> "
+            f"{best.pixel_auroc:.3f} (untouched -> kept)."
+        )
+
+
+def _normal_images(loader: Any, module: Pretrainable, number: int) -> Tensor | None:
+    """Return up to ``number`` normal images of a loader, prepared, on the CPU; None if there are none."""
+    found: list[Tensor] = []
+    for batch in loader or ():
+        normal = batch.image if batch.gt_label is None else batch.image[batch.gt_label == 0]
+        found += list(module.prepare(normal.as_subclass(torch.Tensor)).cpu())
+        if len(found) >= number:
+            break
+    return torch.stack(found[:number]) if found else None
