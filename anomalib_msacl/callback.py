@@ -13,10 +13,10 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule, TimmFeatureExtractor
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize, Transform
 
 from anomalib_msacl.data.checks import check_datamodule
@@ -68,8 +68,8 @@ class MsaclPretraining(Callback):
             return
         if trainer.world_size > 1:
             raise InputError(
-                f"MsaclPretraining runs on one device, but the trainer has {trainer.world_size}; set trainer.devices to "
-                "1, or pre-train by msacl_pretrain.yaml first and name the folder as weights."
+                f"MsaclPretraining runs on one device, but the trainer has {trainer.world_size}; set trainer.devices "
+                "to 1, or pre-train by msacl_pretrain.yaml first and name the folder as weights."
             )
         model, datamodule = _known(pl_module, trainer)
         extractor = find_extractor(model)
@@ -170,8 +170,8 @@ def find_extractor(model: AnomalibModule) -> TimmFeatureExtractor:
     ]
     if len(found) != 1 or not isinstance(found[0].backbone, str):
         raise InputError(
-            f"MsaclPretraining: {type(model).__name__} has {len(found)} frozen timm feature extractors built by name, but "
-            "exactly one is needed; use a model such as Patchcore or Padim with a backbone by name."
+            f"MsaclPretraining: {type(model).__name__} has {len(found)} frozen timm feature extractors built by name, "
+            "but exactly one is needed; use a model such as Patchcore or Padim with a backbone by name."
         )
     return found[0]
 
@@ -203,7 +203,7 @@ class _TrainingImages(LightningDataModule):
         data = datamodule.train_data
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
         held_out = max(1, round(recipe.held_out * len(data))) if recipe.evaluations else 0
-        self.held_out = data.subsample(sorted(order[:held_out])) if held_out else cast("Dataset[Any]", [])
+        self.held_out = data.subsample(sorted(order[:held_out]))
         self.train_data = data.subsample(sorted(order[held_out:]))
         self.collate = datamodule.external_collate_fn or data.collate_fn
         self.workers = datamodule.num_workers

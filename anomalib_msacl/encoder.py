@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         for parameter in _frozen_parameters(backbone, self.stages, frozen_stride):
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
 
     @property
     def dim(self) -> int:
@@ -126,14 +126,14 @@ def _layer_index(layer: str | int, names: list[str]) -> int:
     if isinstance(layer, int) and 0 <= layer < len(names):
         return layer
     if layer in names:
-        return names.index(cast("str", layer))
+        return names.index(layer)
     raise InputError(f"layer {layer!r} does not exist in this backbone; its layers are {', '.join(names)}.")
 
 
 def _default_layers(stages: list[dict[str, Any]]) -> list[int]:
     """Return strides 8 and 16, or the middle and three quarters where all strides are one."""
     chosen = [index for index, stage in enumerate(stages) if stage["reduction"] in {8, 16}]
-    if len(chosen) == 2:  # noqa: PLR2004
+    if len(chosen) == 2:
         return chosen
     return sorted({len(stages) // 2 - 1, 3 * len(stages) // 4 - 1})
 

@@ -100,7 +100,8 @@ def outline_extent(radius: Tensor, aspect: Tensor, outline: Tensor) -> Tensor:
     Returns:
         Pixels, shape ``(N,)``.
     """
-    return radius * aspect.sqrt() * (1 + outline.norm(dim=-1).sum(dim=-1))
+    extent: Tensor = radius * aspect.sqrt() * (1 + outline.norm(dim=-1).sum(dim=-1))
+    return extent
 
 
 def foreground_fraction(images: Tensor, threshold: float, cells: int) -> Tensor:
@@ -182,7 +183,8 @@ def cut_patches(donors: Tensor, lesions: Lesions, y: Tensor, x: Tensor) -> Tenso
     grid_y = _per_pixel(lesions.source[:, 0] - top) + down
     grid_x = _per_pixel(lesions.source[:, 1] - left) + right
     grid = torch.stack([(2 * grid_x + 1) / width - 1, (2 * grid_y + 1) / height - 1], dim=-1)
-    return F.grid_sample(windows, grid, padding_mode="reflection", align_corners=False)
+    patches: Tensor = F.grid_sample(windows, grid, padding_mode="reflection", align_corners=False)
+    return patches
 
 
 def change_look(patches: Tensor, lesions: Lesions, opacity: Tensor) -> Tensor:
@@ -298,7 +300,8 @@ def _colour_matrix(saturation: Tensor, hue: Tensor, channels: int) -> Tensor:
     turn[:, 1, 1] = turn[:, 2, 2] = saturation * hue.cos()
     turn[:, 2, 1] = saturation * hue.sin()
     turn[:, 1, 2] = -turn[:, 2, 1]
-    return torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    matrix: Tensor = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    return matrix
 
 
 def _per_pixel(values: Tensor) -> Tensor:

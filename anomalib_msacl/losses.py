@@ -294,11 +294,11 @@ class DenseLesion(nn.Module):
             Scalar; 0 where there is no lesion or nothing to compare it with.
         """
         patches = F.avg_pool2d(features, 3, 1, 1).movedim(1, -1)
-        coverage = F.adaptive_avg_pool2d(masks.to(patches.dtype), features.shape[-2:])[:, 0]
+        coverage = cells(masks.to(patches.dtype), features)[:, 0]
         owner = images[:, None, None].expand(coverage.shape)
         normal_image = (masks.flatten(1).amax(dim=1) == 0)[:, None, None].expand(coverage.shape)
         bank = _some(normal_image, self.bank)
-        lesion = _some(coverage > 0.5, self.queries)  # noqa: PLR2004
+        lesion = _some(coverage > 0.5, self.queries)
         normal = _some((coverage == 0) & ~normal_image, self.queries)
         distances = (
             [
@@ -310,6 +310,19 @@ class DenseLesion(nn.Module):
         )
         lesion_distance, normal_distance = (distance[distance.isfinite()] for distance in distances)
         return lesion_margin_loss(lesion_distance, normal_distance, self.margin, self.temperature)
+
+
+def cells(masks: Tensor, features: Tensor) -> Tensor:
+    """Return the share of lesion in each cell of a feature map.
+
+    Args:
+        masks: Lesion masks, shape ``(B, 1, H, W)``.
+        features: Maps of shape ``(B, C, h, w)``; only their size counts.
+
+    Returns:
+        Shares in [0, 1], shape ``(B, 1, h, w)``.
+    """
+    return F.adaptive_avg_pool2d(masks, (features.shape[-2], features.shape[-1]))
 
 
 def _some(mask: Tensor, number: int) -> tuple[Tensor, ...]:

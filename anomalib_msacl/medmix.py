@@ -38,10 +38,10 @@ class MedMixOutput(NamedTuple):
 
     image: Tensor
     mask: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
 
-class MedMix(Transform):
+class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
     """Paste synthetic lesions into normal images, batched, on the device of the images.
 
     Lengths are relative to the shorter side of the image. A pair ``(low, high)`` is drawn uniformly, ``radius``
@@ -341,7 +341,7 @@ class _Draw:
 
 def _checked(name: str, limits: Sequence[float], lowest: float, highest: float) -> Range:
     """Return a range as a pair of floats, or say what is wrong with it."""
-    if len(limits) != 2 or not lowest <= limits[0] <= limits[1] <= highest:  # noqa: PLR2004
+    if len(limits) != 2 or not lowest <= limits[0] <= limits[1] <= highest:
         raise InputError(
             f"MedMix: {name} is {tuple(limits)}, but it must be (low, high) with {lowest} <= low <= high <= {highest}."
         )
@@ -350,7 +350,7 @@ def _checked(name: str, limits: Sequence[float], lowest: float, highest: float) 
 
 def _check_images(images: Tensor) -> None:
     """Refuse what is not a floating batch of images that a lesion fits into."""
-    if images.ndim != 4 or not images.is_floating_point():  # noqa: PLR2004
+    if images.ndim != 4 or not images.is_floating_point():
         raise InputError(
             f"MedMix: images have shape {tuple(images.shape)} and type {images.dtype}, but must be (B, C, H, W) and "
             "floating with values in [0, 1]; convert them before, for example by torchvision's to_dtype(scale=True)."
@@ -365,4 +365,4 @@ def _check_images(images: Tensor) -> None:
 def _batched(image: Tensor) -> Tensor:
     """Return ``(C, H, W)`` or ``(B, C, H, W)`` as a plain batch."""
     image = image.as_subclass(Tensor)
-    return image[None] if image.ndim == 3 else image  # noqa: PLR2004
+    return image[None] if image.ndim == 3 else image

@@ -16,6 +16,7 @@ from anomalib_msacl.losses import (
     MsaclContrastive,
     MultiCentring,
     RelativePosition,
+    cells,
 )
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.views import patch_pairs
@@ -47,7 +48,7 @@ class LesionHead(nn.Module):
     @staticmethod
     def loss(logits: Tensor, masks: Tensor) -> Tensor:
         """Return the binary cross-entropy with the share of lesion in each cell; lesions weigh as much as tissue."""
-        target = F.adaptive_avg_pool2d(masks.to(logits.dtype), logits.shape[-2:])
+        target = cells(masks.to(logits.dtype), logits)
         balance = ((1 - target).sum() / target.sum().clamp_min(1)).clamp(1, 20)
         return F.binary_cross_entropy_with_logits(logits, target, pos_weight=balance)
 
@@ -154,7 +155,7 @@ def class_separation(z: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Mean distance between the class means, and mean distance of a sample to the mean of its class.
     """
-    labels = classes.unique()
+    labels = torch.unique(classes)
     means = torch.stack([z[classes == label].mean(dim=0) for label in labels])
     spread = torch.stack(
         [(z[classes == label] - mean).norm(dim=1).mean() for label, mean in zip(labels, means, strict=True)]

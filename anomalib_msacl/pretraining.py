@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch
-from anomalib.metrics import AUROC, Evaluator
+from anomalib.data import ImageBatch
+from anomalib.metrics import AUROC, AnomalibMetric, Evaluator
 from anomalib.models.components.base import AnomalibModule
-from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -26,7 +26,7 @@ from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
 from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
 from anomalib_msacl.model import LesionHead, MsaclModel, class_separation
 from anomalib_msacl.recipe import Recipe
-from anomalib_msacl.selection import KeepBest
+from anomalib_msacl.selection import KeepBest, normal_images
 from anomalib_msacl.views import WeakView
 from anomalib_msacl.weights import architecture_of, create_backbone, save_backbone
 
@@ -112,7 +112,9 @@ class Msacl(AnomalibModule):
         evaluator = AnomalibModule.configure_evaluator()
         image = AUROC(fields=["pred_score", "gt_label"], prefix="val_image_", strict=False)
         pixel = AUROC(fields=["anomaly_map", "gt_mask"], prefix="val_pixel_", strict=False)
-        return Evaluator(val_metrics=[image, pixel], test_metrics=list(evaluator.test_metrics))
+        return Evaluator(
+            val_metrics=[image, pixel], test_metrics=cast("list[AnomalibMetric]", list(evaluator.test_metrics))
+        )
 
     def configure_callbacks(self) -> Sequence[Callback]:
         """Add the choice of the weights to anomalib's callbacks."""
@@ -137,15 +139,15 @@ class Msacl(AnomalibModule):
         Returns:
             The same, resized by the pre-processor.
         """
-        transform = self.pre_processor.transform if self.pre_processor else None
+        transform = getattr(self.pre_processor, "transform", None)
         return cast("Tensor", transform(images)) if transform else images
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW or SGD with warm-up and cosine, per step; the lesion head has an optimiser rate of its own."""
         recipe = self.recipe
         head = {id(parameter) for parameter in self.model.lesion_head.parameters()}
         trained = [p for p in self.model.parameters() if p.requires_grad and id(p) not in head]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": trained},
             {"params": self.model.lesion_head.parameters(), "lr": _HEAD_LEARNING_RATE},
         ]
@@ -179,10 +181,10 @@ class Msacl(AnomalibModule):
         if needed and not self.model.centring.ready:
             self._fix_centres()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Synthesise the classes of a batch and return the weighted sum of the terms."""
         del batch_idx
-        images, masks, classes, owners = self._synthesise(batch.image.as_subclass(Tensor), self.recipe.views)
+        images, masks, classes, owners = self._synthesise(normal_images(batch), self.recipe.views)
         terms, maps, z = self.model.terms(images, masks, classes, owners)
         loss = self.model.total(terms) if terms else images.new_zeros(())
         self.log_dict({f"train_{name}": value.detach() for name, value in terms.items()})
@@ -197,12 +199,9 @@ class Msacl(AnomalibModule):
             loss = loss + head
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:  # type: ignore[override]  # as in anomalib
         """Score the normal images of a batch and copies of them with MedMix lesions, the same in every epoch."""
-        keep = torch.ones(len(batch.image), dtype=torch.bool) if batch.gt_label is None else batch.gt_label == 0
-        images = batch.image[keep].as_subclass(Tensor)
-        if len(images) == 0:  # only real lesions in this batch: they are not for choosing
-            images = batch.image.as_subclass(Tensor)[:0]
+        images = normal_images(batch)  # real lesions are not for choosing
         counts = torch.arange(len(images)) % (self.recipe.classes - 1) + 1
         generator = torch.Generator().manual_seed(batch_idx)
         lesions = self.medmix.synthesize(images, counts, generator) if len(images) else None
@@ -212,7 +211,7 @@ class Msacl(AnomalibModule):
         else:
             masks = torch.zeros(0, *images.shape[-2:], dtype=torch.bool, device=images.device)
         _replace(batch, image=images, gt_label=masks.flatten(1).any(dim=1), gt_mask=masks)
-        return cast("Batch", batch.update(**self.model(images)._asdict()))
+        return cast("ImageBatch", batch.update(**self.model(images)._asdict()))
 
     def on_train_end(self) -> None:
         """Save the backbone that was chosen."""
@@ -255,7 +254,7 @@ class Msacl(AnomalibModule):
                 with torch.no_grad():
                     maps = self.encoder(batch, pooled=False)[0]
                 optimizer.zero_grad()
-                LesionHead.loss(head(maps), masks).backward()
+                torch.autograd.backward(LesionHead.loss(head(maps), masks))
                 optimizer.step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -285,7 +284,7 @@ class Msacl(AnomalibModule):
         """Fix ``c_n = E f_theta0(a(x))`` over training images."""
         features, labels, seen = [], [], 0
         for batch in self.trainer.train_dataloader or ():
-            images = self.prepare(batch.image.as_subclass(Tensor).to(self.device))
+            images = self.prepare(normal_images(batch).to(self.device))
             synthetic, _, classes, _ = self._synthesise(images, 1)
             features.append(self.model.embed(synthetic))
             labels.append(classes)
@@ -313,7 +312,7 @@ class Msacl(AnomalibModule):
     def _card(self) -> str:
         """Return the model card of the weights."""
         datamodule = getattr(self._trainer, "datamodule", None) if self._trainer else None
-        count = len(datamodule.train_data) if hasattr(datamodule, "train_data") else None
+        data = getattr(datamodule, "train_data", None)
         scores = "\n".join(
             f"| {step} | {score.image_auroc:.4f} | {score.pixel_auroc:.4f} |"
             for step, score in self.selection.history.items()
@@ -326,7 +325,7 @@ class Msacl(AnomalibModule):
             architecture=self.architecture,
             origin=self.origin.description,
             data=getattr(datamodule, "name", "unknown"),
-            images=count if count is not None else "unknown",
+            images="unknown" if data is None else len(data),
             layers=", ".join(self.encoder.layers),
             size=" x ".join(map(str, self.input_size or ())) or "unknown",
             mean=list(self.mean),
@@ -371,7 +370,7 @@ def _build(kind: Any, place: str, arguments: dict[str, Any]) -> Any:
         raise InputError(f"{place}: {error}; see the arguments of {kind.__name__}.") from error
 
 
-def _replace(batch: Batch, **values: Tensor) -> None:
+def _replace(batch: ImageBatch, **values: Tensor) -> None:
     """Put other images into a batch in place: anomalib's callbacks look at this very object."""
     for name in ("image_path", "mask_path", "pred_score", "anomaly_map", "pred_label", "pred_mask", "explanation"):
         if hasattr(batch, name):

@@ -95,9 +95,9 @@ class Recipe:
             for name in names:
                 if getattr(self, name) < lowest:
                     raise InputError(f"recipe.{name} is {getattr(self, name)}, but must be at least {lowest:g}.")
-        if self.held_out > 0.5 or self.warmup > 1:  # noqa: PLR2004
+        if self.held_out > 0.5 or self.warmup > 1:
             raise InputError(
-                f"recipe.held_out is {self.held_out} and recipe.warmup {self.warmup}, but they must be at most .5 and 1."
+                f"recipe.held_out is {self.held_out} and recipe.warmup {self.warmup}, but must be at most .5 and 1."
             )
 
     @classmethod

@@ -7,12 +7,14 @@ import math
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
+from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.losses import cells
 from anomalib_msacl.medmix import MedMix
 from anomalib_msacl.recipe import Recipe
 
@@ -65,12 +67,11 @@ class Probe:
         distance = torch.cat(
             [
                 torch.cdist(self._patches(encoder, chunk, device).flatten(1, 2), bank).amin(dim=-1)
-                for chunk in self.images.split(_CHUNK)
+                for chunk in _chunks(self.images)
             ]
         ).cpu()
         encoder.train(training)
-        size = maps.shape[1:3]
-        masks = F.adaptive_avg_pool2d(self.masks, size).flatten(1) > 0.5  # noqa: PLR2004
+        masks = cells(self.masks, maps.movedim(-1, 1)).flatten(1) > 0.5
         labels = self.masks.flatten(1).amax(dim=1).long()
         # torchmetrics takes scores outside [0, 1] for logits and saturates: bring them into it, order untouched.
         distance = distance / distance.max().clamp_min(1e-12)
@@ -82,7 +83,7 @@ class Probe:
     def _patches(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
         """Return patch features as PatchCore builds them, shape ``(N, h, w, C)``."""
         parts = []
-        for chunk in images.split(_CHUNK):
+        for chunk in _chunks(images):
             maps = [F.avg_pool2d(layer, 3, 1, 1) for layer in encoder(chunk.to(device), pooled=False)[0]]
             size = maps[0].shape[-2:]
             parts.append(torch.cat([F.interpolate(layer, size=size, mode="bilinear") for layer in maps], dim=1))
@@ -140,9 +141,9 @@ class KeepBest(Callback):
         self._seen = trainer.global_step
         if self.recipe.evaluations == 0:
             return
-        bank = _normal_images(trainer.train_dataloader, module, self.recipe.evaluation_images)
+        bank = _collect(trainer.train_dataloader, module, self.recipe.evaluation_images)
         loader = getattr(trainer.datamodule, "val_dataloader", None)  # type: ignore[attr-defined]
-        held_out = _normal_images(loader() if loader else None, module, self.recipe.evaluation_images)
+        held_out = _collect(loader() if loader else None, module, self.recipe.evaluation_images)
         if bank is None or held_out is None:
             logger.warning("MSACL: no held-out normal images, so the last step is kept unseen; set a validation split.")
             return
@@ -204,12 +205,22 @@ class KeepBest(Callback):
         )
 
 
-def _normal_images(loader: Any, module: Pretrainable, number: int) -> Tensor | None:
+def _chunks(images: Tensor) -> tuple[Tensor, ...]:
+    """Split a batch into parts that fit into memory."""
+    return torch.split(images, _CHUNK)
+
+
+def normal_images(batch: ImageBatch) -> Tensor:
+    """Return the images of a batch that are not labelled abnormal, as a plain tensor ``(N, 3, H, W)``."""
+    images = cast("Tensor", batch.image).as_subclass(Tensor)
+    return images if batch.gt_label is None else images[batch.gt_label == 0]
+
+
+def _collect(loader: Any, module: Pretrainable, number: int) -> Tensor | None:
     """Return up to ``number`` normal images of a loader, prepared, on the CPU; None if there are none."""
     found: list[Tensor] = []
     for batch in loader or ():
-        normal = batch.image if batch.gt_label is None else batch.image[batch.gt_label == 0]
-        found += list(module.prepare(normal.as_subclass(torch.Tensor)).cpu())
+        found += list(module.prepare(normal_images(batch)).cpu())
         if len(found) >= number:
             break
     return torch.stack(found[:number]) if found else None

@@ -254,8 +254,8 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
     if missing or wrong:
         reason = f"{missing[0]} is missing" if missing else f"{wrong[0]} has shape {tuple(found[wrong[0]].shape)}"
         raise InputError(
-            f"weights {place} do not fit the backbone {type(model).__name__}: {reason} ({len(missing)} tensors missing, "
-            f"{len(wrong)} of another shape, of {len(own)}); give weights of the same architecture."
+            f"weights {place} do not fit the backbone {type(model).__name__}: {reason} ({len(missing)} tensors "
+            f"missing, {len(wrong)} of another shape, of {len(own)}); give weights of the same architecture."
         )
     model.load_state_dict({name: found[name] for name in own})
 

@@ -37,7 +37,7 @@ class CheckedFolder(Folder):
         normal_dir: str | Path | Sequence[str | Path],
         root: str | Path | None = None,
         num_workers: int = 0,
-        **kwargs: Any,  # noqa: ANN401 - resolved by jsonargparse from Folder's own signature
+        **kwargs: Any,
     ) -> None:
         """Keep the settings; the class describes them."""
         show_input_errors_as_one_line()

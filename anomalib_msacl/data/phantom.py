@@ -5,7 +5,6 @@ medical meaning.
 
 Coordinates run from -1 (left, top) to 1 (right, bottom) of the square picture, pixel values from 0 to 1.
 """
-# ruff: noqa: PLR2004 - the many numbers are the proportions of what is drawn
 
 import hashlib
 import json
