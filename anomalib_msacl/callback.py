@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule, TimmFeatureExtractor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.utils.data import DataLoader
@@ -26,6 +28,9 @@ from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.weights import create_backbone, digest, hand_over
 
 logger = logging.getLogger(__name__)
+
+if Path(sys.argv[0]).stem == "anomalib":  # anomalib's models are built before any object of this package
+    show_input_errors_as_one_line()
 
 _FORMAT = 1  # raise when weights of an older format must not be reused
 
@@ -129,7 +134,7 @@ class MsaclPretraining(Callback):
             return
         logger.info(
             "MSACL: pre-training %s for %d steps on %d normal images, %d held out.",
-            *(msacl.architecture, self.recipe.max_steps, len(images.train_data), len(images.held_out)),
+            *(msacl.architecture, self.recipe.max_steps, len(images.train_data), len(images.val_data)),
         )
         device = outer.strategy.root_device
         trainer = Trainer(
@@ -140,7 +145,7 @@ class MsaclPretraining(Callback):
             max_epochs=-1,
             limit_val_batches=0,
             num_sanity_val_steps=0,
-            logger=False,
+            logger=CSVLogger(self.root, name="logs", version=cast("Path", self.directory).name),
             enable_checkpointing=False,
             enable_model_summary=False,
             default_root_dir=self.root,
@@ -203,7 +208,7 @@ class _TrainingImages(LightningDataModule):
         data = datamodule.train_data
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
         held_out = max(1, round(recipe.held_out * len(data))) if recipe.evaluations else 0
-        self.held_out = data.subsample(sorted(order[:held_out]))
+        self.val_data = data.subsample(sorted(order[:held_out]))
         self.train_data = data.subsample(sorted(order[held_out:]))
         self.collate = datamodule.external_collate_fn or data.collate_fn
         self.workers = datamodule.num_workers
@@ -213,7 +218,7 @@ class _TrainingImages(LightningDataModule):
         return self._loader(self.train_data, batch_size=size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return self._loader(self.held_out, batch_size=self.recipe.batch_size) if len(self.held_out) else []
+        return self._loader(self.val_data, batch_size=self.recipe.batch_size) if len(self.val_data) else []
 
     def _loader(self, data: Any, **options: Any) -> DataLoader[Any]:
         persistent = self.workers > 0

@@ -53,6 +53,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         for parameter in _frozen_parameters(backbone, self.stages, frozen_stride):
             parameter.requires_grad_(False)
+        self.train()  # Lightning keeps the modes it finds: BatchNorm must be in evaluation mode from the start
 
     @property
     def dim(self) -> int:

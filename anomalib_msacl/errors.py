@@ -1,11 +1,16 @@
 """Errors about what the user gave, and how they are shown on the command line."""
 
+import re
 import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar
 
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
+
+# What timm says, and what a person can do about it.
+_UNKNOWN_MODEL = re.compile(r"Unknown model \(([^)]*)\)")
+_UNKNOWN_BACKBONE = "unknown backbone {!r}: name an architecture that timm.list_models() knows, such as resnet18"
 
 
 class InputError(ValueError):
@@ -16,7 +21,7 @@ class InputError(ValueError):
             blanks.
     """
 
-    _latest_message: ClassVar[str] = ""
+    _latest_message: ClassVar[str] = "\0"  # no message contains it
 
     def __init__(self, message: str) -> None:
         """Keep the message, and remember it as the latest."""
@@ -29,15 +34,19 @@ class InputError(ValueError):
         """Give the message of the input error that an exception is or quotes, empty where there is none.
 
         When the constructor of a class named in YAML raises, jsonargparse may raise a ``ValueError`` of its own that
-        quotes the message among others and is not linked to the first error.
+        quotes the message among others and is not linked to the first error. An unknown backbone is timm's error,
+        raised while anomalib builds its own model, before any code of this package runs; it is told here because it
+        is the commonest slip of all.
 
         Args:
             error: Any exception.
         """
         if isinstance(error, cls):
             return str(error)
-        quoted = isinstance(error, TypeError | ValueError) and cls._latest_message in str(error)
-        return cls._latest_message if quoted else ""
+        if isinstance(error, TypeError | ValueError) and cls._latest_message in str(error):
+            return cls._latest_message
+        unknown = _UNKNOWN_MODEL.search(str(error)) if isinstance(error, RuntimeError | ValueError) else None
+        return _UNKNOWN_BACKBONE.format(unknown.group(1)) if unknown else ""
 
 
 class _OneLineHook:

@@ -11,16 +11,17 @@ from typing import Any, cast
 
 import torch
 from anomalib import LearningType
-from anomalib.data import ImageBatch
+from anomalib.data import AnomalibDataModule, ImageBatch
 from anomalib.metrics import AUROC, AnomalibMetric, Evaluator
 from anomalib.models.components.base import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from anomalib_msacl.data.checks import check_datamodule
 from anomalib_msacl.encoder import Encoder
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
 from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
@@ -82,6 +83,7 @@ class Msacl(AnomalibModule):
             pre_processor = self.configure_pre_processor((image_size, image_size))
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.recipe = Recipe.of(recipe)
+        self.save_hyperparameters({"recipe": self.recipe.plain()})  # loggers and checkpoints want plain data
         self.architecture = architecture_of(backbone)
         self.weights_dir = weights_dir
         self.train_lesion_head = train_lesion_head
@@ -171,9 +173,15 @@ class Msacl(AnomalibModule):
         value = self.recipe.gradient_clip if gradient_clip_val is None else gradient_clip_val
         self.clip_gradients(optimizer, value, gradient_clip_algorithm or "norm")
 
+    def setup(self, stage: str) -> None:
+        """Look at every image before any long work."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and isinstance(datamodule, AnomalibDataModule):
+            check_datamodule(datamodule)
+
     def on_fit_start(self) -> None:
         """Seed the pre-training: ``anomalib train --seed_everything`` of anomalib 2.7 has no effect."""
-        seed_everything(self.recipe.seed, workers=True, verbose=False)
+        torch.manual_seed(self.recipe.seed)
 
     def on_train_start(self) -> None:
         """Compute the centres with the untouched encoder, once; a checkpoint brings them along."""
@@ -202,14 +210,12 @@ class Msacl(AnomalibModule):
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:  # type: ignore[override]  # as in anomalib
         """Score the normal images of a batch and copies of them with MedMix lesions, the same in every epoch."""
         images = normal_images(batch)  # real lesions are not for choosing
+        if len(images) == 0:
+            return batch  # without predictions, which anomalib's metrics pass over
         counts = torch.arange(len(images)) % (self.recipe.classes - 1) + 1
-        generator = torch.Generator().manual_seed(batch_idx)
-        lesions = self.medmix.synthesize(images, counts, generator) if len(images) else None
-        if lesions is not None:
-            images = torch.cat([images, lesions.image])
-            masks = torch.cat([torch.zeros_like(lesions.mask), lesions.mask])[:, 0].bool()
-        else:
-            masks = torch.zeros(0, *images.shape[-2:], dtype=torch.bool, device=images.device)
+        lesions = self.medmix.synthesize(images, counts, torch.Generator().manual_seed(batch_idx))
+        images = torch.cat([images, lesions.image])
+        masks = torch.cat([torch.zeros_like(lesions.mask), lesions.mask])[:, 0].bool()
         _replace(batch, image=images, gt_label=masks.flatten(1).any(dim=1), gt_mask=masks)
         return cast("ImageBatch", batch.update(**self.model(images)._asdict()))
 
@@ -261,7 +267,6 @@ class Msacl(AnomalibModule):
         """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""
         super().on_save_checkpoint(checkpoint)
         plain = {
-            "recipe": self.recipe.plain(),
             "backbone": self.architecture,
             "weights": "random",  # the checkpoint brings its own
             "mean": list(self.mean),

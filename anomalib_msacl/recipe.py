@@ -5,6 +5,7 @@ The same recipe serves the Lightning module, the callback, the content key of sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -12,6 +13,15 @@ from typing import Any, Literal
 from anomalib_msacl.errors import InputError
 
 TERMS = ("centring", "contrastive", "augmentation", "position", "dense")
+_TINY = 1e-9
+_RANGES = {
+    (*TERMS, "weight_decay", "max_steps", "evaluations", "frozen_stride"): (0, math.inf),
+    ("batch_size", "classes"): (2, math.inf),
+    ("centre_images", "projection", "views", "evaluation_images", "alpha"): (1, math.inf),
+    ("temperature", "learning_rate", "gradient_clip"): (_TINY, math.inf),
+    ("warmup",): (0, 1),
+    ("held_out",): (_TINY, 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -86,19 +96,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for names, lowest in (
-            ((*TERMS, "weight_decay", "warmup", "max_steps", "evaluations", "frozen_stride"), 0),
-            (("batch_size", "classes"), 2),
-            (("centre_images", "projection", "views", "evaluation_images", "alpha"), 1),
-            (("temperature", "learning_rate", "gradient_clip", "held_out"), 1e-9),
-        ):
+        for names, (lowest, highest) in _RANGES.items():
             for name in names:
-                if getattr(self, name) < lowest:
-                    raise InputError(f"recipe.{name} is {getattr(self, name)}, but must be at least {lowest:g}.")
-        if self.held_out > 0.5 or self.warmup > 1:
-            raise InputError(
-                f"recipe.held_out is {self.held_out} and recipe.warmup {self.warmup}, but must be at most .5 and 1."
-            )
+                value = getattr(self, name)
+                if not lowest <= value <= highest:
+                    raise InputError(
+                        f"recipe.{name} is {value}, but must be {lowest:g} at least and {highest:g} at most."
+                    )
 
     @classmethod
     def of(cls, values: Recipe | Mapping[str, Any] | None) -> Recipe:

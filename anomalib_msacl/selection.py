@@ -142,8 +142,9 @@ class KeepBest(Callback):
         if self.recipe.evaluations == 0:
             return
         bank = _collect(trainer.train_dataloader, module, self.recipe.evaluation_images)
-        loader = getattr(trainer.datamodule, "val_dataloader", None)  # type: ignore[attr-defined]
-        held_out = _collect(loader() if loader else None, module, self.recipe.evaluation_images)
+        data = getattr(trainer, "datamodule", None)
+        loader = data.val_dataloader() if hasattr(data, "val_data") else None
+        held_out = _collect(loader, module, self.recipe.evaluation_images)
         if bank is None or held_out is None:
             logger.warning("MSACL: no held-out normal images, so the last step is kept unseen; set a validation split.")
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import kornia.augmentation as K  # noqa: N812
 import torch
 from torch import Tensor, nn
@@ -50,15 +52,18 @@ class WeakView(nn.Module):
         flip: float = 0.5,
     ) -> None:
         super().__init__()
+        for name, (low, high), limit in (("scale", scale, 1.0), ("ratio", ratio, math.inf)):
+            if not 0 < low <= high <= limit:
+                raise InputError(f"WeakView: {name} is ({low}, {high}), but must be above 0, rising, at most {limit}.")
+        self.crop = {"scale": (float(scale[0]), float(scale[1])), "ratio": (float(ratio[0]), float(ratio[1]))}
         try:
-            self.crop = {"scale": (float(scale[0]), float(scale[1])), "ratio": (float(ratio[0]), float(ratio[1]))}
             self.look = nn.Sequential(
                 K.RandomHorizontalFlip(p=flip),
                 K.ColorJiggle(brightness, contrast, saturation, hue, p=jitter),
                 K.RandomGrayscale(p=grey),
                 K.RandomGaussianBlur((3, 3), (0.3, 1.0), p=blur),
             )
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError) as error:
             raise InputError(
                 f"WeakView: a setting of the view is out of range ({error}); see its documentation."
             ) from error

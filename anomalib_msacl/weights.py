@@ -295,4 +295,4 @@ def _flat(name: str) -> str:
 
 def _sentence(error: BaseException) -> str:
     """Return the first line of an error, short enough for a sentence."""
-    return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:160]}".rstrip(".")
+    return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0].split('. ')[0]}".rstrip(".")

@@ -1,0 +1,77 @@
+"""Fixtures that unit and integration tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from anomalib.engine import Engine
+from anomalib.models import Patchcore
+from anomalib.pre_processing import PreProcessor
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_msacl import Msacl, Recipe
+from anomalib_msacl.data import Phantom
+
+# The tensors of these tests are small: on a shared machine threads cost more than they give.
+torch.set_num_threads(1)
+
+TINY: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "evaluations": 2, "evaluation_images": 8, "centre_images": 8}
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rendered once for all tests."""
+    root = tmp_path_factory.mktemp("phantom")
+    phantom(root).prepare_data()
+    return root
+
+
+def phantom(root: Path, **options: Any) -> Phantom:
+    """Twenty training and twelve test images of 64 pixels."""
+    defaults: dict[str, Any] = {"train_batch_size": 4, "eval_batch_size": 4, "num_workers": 0}
+    return Phantom("fundus", root, image_size=64, train_images=20, test_images=12, **{**defaults, **options})
+
+
+@pytest.fixture
+def tiny_recipe() -> Callable[..., Recipe]:
+    """A recipe of a few small steps, with changes."""
+    return lambda **changes: Recipe(**{**TINY, **changes})
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path) -> Callable[..., Engine]:
+    """An engine that writes below the test's folder."""
+    options: dict[str, Any] = {"default_root_dir": tmp_path / "results", "accelerator": "cpu", "devices": 1}
+    options |= {"enable_progress_bar": False, "enable_model_summary": False}
+    return lambda **changes: Engine(**{**options, **changes})
+
+
+@pytest.fixture
+def make_msacl(tmp_path: Path, tiny_recipe: Callable[..., Recipe]) -> Callable[..., Msacl]:
+    """Msacl on a tiny backbone."""
+
+    def build(recipe: Recipe | None = None, **changes: Any) -> Msacl:
+        torch.manual_seed(0)
+        defaults: dict[str, Any] = {"backbone": "test_resnet", "weights": "random", "image_size": 64}
+        defaults |= {"recipe": recipe or tiny_recipe(), "weights_dir": tmp_path / "weights", "visualizer": False}
+        return Msacl(**{**defaults, **changes})
+
+    return build
+
+
+@pytest.fixture
+def make_patchcore() -> Callable[..., Patchcore]:
+    """PatchCore on a tiny backbone without weights of its own."""
+
+    def build(**changes: Any) -> Patchcore:
+        torch.manual_seed(1)
+        transform = Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])
+        defaults: dict[str, Any] = {"backbone": "test_resnet", "layers": ["layer2", "layer3"], "pre_trained": False}
+        defaults |= {"pre_processor": PreProcessor(transform=transform), "visualizer": False}
+        return Patchcore(**{**defaults, **changes})
+
+    return build

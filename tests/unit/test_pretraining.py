@@ -1,0 +1,248 @@
+"""Msacl as a model of anomalib: fit, choose, save, resume, test, predict."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from anomalib.data import ImageBatch, PredictDataset
+from anomalib.engine import Engine
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch.loggers import CSVLogger
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_msacl import InputError, Msacl, Recipe
+from anomalib_msacl.selection import Probe, Score
+from tests.conftest import phantom
+
+Make = Callable[..., Any]
+
+
+def train(msacl: Msacl, engine: Engine, root: Path, **options: Any) -> None:
+    data = phantom(root, val_split_mode="from_train", val_split_ratio=0.2, seed=0)
+    engine.fit(msacl, datamodule=data, **options)
+
+
+def state(msacl: Msacl) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in msacl.encoder.backbone.state_dict().items()}
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def script(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> list[dict[str, torch.Tensor]]:
+    """Let the probe return these scores, and keep the backbone that it was shown at each."""
+    shown: list[dict[str, torch.Tensor]] = []
+
+    def score(_: Probe, encoder: Any, device: torch.device) -> Score:
+        shown.append({name: tensor.clone() for name, tensor in encoder.backbone.state_dict().items()})
+        return Score(values[len(shown) - 1], 0.5)
+
+    monkeypatch.setattr(Probe, "score", score)
+    return shown
+
+
+@pytest.mark.parametrize(("scores", "winner"), [([0.9, 0.8, 0.7], 0), ([0.5, 0.9, 0.7], 1), ([0.5, 0.6, 0.7], 2)])
+def test_the_best_step_is_kept_and_saved(
+    scores: list[float],
+    winner: int,
+    monkeypatch: pytest.MonkeyPatch,
+    make_msacl: Make,
+    make_engine: Make,
+    phantom_root: Path,
+    tmp_path: Path,
+) -> None:
+    shown = script(monkeypatch, scores)
+    msacl = make_msacl()
+    train(msacl, make_engine(max_steps=4), phantom_root)
+    assert len(shown) == 3
+    assert not equal(shown[0], shown[1])
+    assert equal(state(msacl), shown[winner])
+    assert msacl.selection.best_step == [0, 2, 4][winner]
+    saved = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True)
+    assert equal(saved.state_dict(), shown[winner])
+    verdict = "did not help" if winner == 0 else f"step {2 * winner} won"
+    assert verdict in (tmp_path / "weights" / "README.md").read_text()
+
+
+def test_the_checkpoint_holds_the_chosen_weights_and_needs_no_files(
+    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    shown = script(monkeypatch, [0.5, 0.9, 0.7])
+    msacl, engine = make_msacl(), make_engine(max_steps=4)
+    train(msacl, engine, phantom_root)
+    loaded = Msacl.load_from_checkpoint(engine.best_model_path)
+    assert equal(state(loaded), shown[1])
+    assert loaded.recipe == msacl.recipe
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(loaded.eval()(images).pred_score, msacl.eval()(images).pred_score)
+
+
+def test_frozen_stages_and_batch_norm_statistics_stay(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:
+    msacl = make_msacl(Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4))
+    before = state(msacl)
+    train(msacl, make_engine(max_steps=2), phantom_root)
+    changed = {name for name, tensor in state(msacl).items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.startswith(("layer2", "layer3", "layer4")) for name in changed)
+    assert not any("running" in name or "num_batches" in name for name in changed)
+
+
+def test_the_centres_come_from_the_untouched_encoder_and_stay(
+    make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    msacl = make_msacl(Recipe(max_steps=3, batch_size=4, evaluations=0, centre_images=16))
+    seen = {}
+    original = msacl.model.centring.fix
+
+    def fix(z: torch.Tensor, classes: torch.Tensor) -> None:
+        seen["backbone"], seen["classes"] = state(msacl), classes
+        original(z, classes)
+        seen["centres"] = msacl.model.centring.centres.clone()
+
+    before = state(msacl)
+    msacl.model.centring.fix = fix
+    engine = make_engine(max_steps=3)
+    train(msacl, engine, phantom_root)
+    assert equal(before, seen["backbone"])
+    assert torch.equal(seen["classes"].bincount(), torch.full((4,), 16))
+    assert torch.equal(msacl.model.centring.centres, seen["centres"])
+    loaded = Msacl.load_from_checkpoint(engine.best_model_path)
+    assert torch.equal(loaded.model.centring.centres, seen["centres"])
+    assert loaded.model.centring.ready
+
+
+def test_the_same_seed_gives_the_same_weights(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:
+    results = []
+    for seed in (0, 0, 1):
+        msacl = make_msacl(Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4, seed=seed))
+        train(msacl, make_engine(max_steps=2), phantom_root)
+        results.append(state(msacl))
+    assert equal(results[0], results[1])
+    assert not equal(results[0], results[2])
+
+
+def test_resuming_goes_on_with_steps_centres_and_choice(
+    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    shown = script(monkeypatch, [0.9, 0.5, 0.6, 0.7, 0.8])
+    first, engine = make_msacl(), make_engine(max_steps=4)
+    train(first, engine, phantom_root)
+    assert len(shown) == 3
+    second = make_msacl(Recipe(**{**first.recipe.plain(), "max_steps": 8}))
+    again = make_engine(max_steps=8)
+    train(second, again, phantom_root, ckpt_path=engine.best_model_path)
+    assert again.trainer.global_step == 8
+    assert list(second.selection.history) == [0, 2, 4, 8]
+    assert torch.equal(first.model.centring.centres, second.model.centring.centres)
+    assert second.selection.best_step == 0
+    assert equal(state(second), shown[0])
+
+
+def test_terms_rate_and_separation_are_logged(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    msacl = make_msacl(Recipe(max_steps=4, batch_size=4, evaluations=2, evaluation_images=8, position=0.0))
+    logger = CSVLogger(tmp_path / "logs")
+    train(msacl, make_engine(max_steps=4, logger=logger, log_every_n_steps=1), phantom_root)
+    with next((tmp_path / "logs").rglob("metrics.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    named = {key for row in rows for key, value in row.items() if value}
+    terms = {"train_centring", "train_contrastive", "train_augmentation", "train_dense", "train_lesion_head"}
+    assert terms | {"train_loss", "learning_rate", "class_separation", "held_out_image_auroc"} <= named
+    assert {"val_image_AUROC", "val_pixel_AUROC"} <= named
+    assert "train_position" not in named
+    rates = [float(row["learning_rate"]) for row in rows if row.get("learning_rate")]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_validation_sees_each_normal_image_with_and_without_lesions(make_msacl: Make) -> None:
+    msacl = make_msacl().eval()
+    images = torch.rand(4, 3, 64, 64)
+    labels = torch.tensor([0, 1, 0, 1])
+
+    def validate() -> ImageBatch:
+        masks = torch.zeros(4, 64, 64, dtype=torch.bool)
+        batch = ImageBatch(image=images.clone(), gt_label=labels.clone(), gt_mask=masks, image_path=list("abcd"))
+        return msacl.validation_step(batch, 7)
+
+    batch = validate()
+    assert batch.gt_label.tolist() == [False, False, True, True]
+    assert torch.equal(batch.image[:2], images[[0, 2]])
+    outside = ~batch.gt_mask[2:, None].expand(-1, 3, -1, -1)
+    assert torch.equal(batch.image[2:][outside], images[[0, 2]][outside])
+    assert not torch.equal(batch.image[2:], images[[0, 2]])
+    assert torch.equal(validate().image, batch.image)
+
+
+def test_a_batch_of_real_lesions_only_counts_for_nothing(make_msacl: Make) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    batch = ImageBatch(image=images, gt_label=torch.ones(2, dtype=torch.long), gt_mask=torch.ones(2, 64, 64).long())
+    msacl = make_msacl().eval()
+    output = msacl.validation_step(batch, 0)
+    assert output.pred_score is None
+    msacl.post_processor.on_validation_batch_end(None, msacl, output)
+    for metric in msacl.evaluator.val_metrics:
+        metric.update(output)
+        assert not metric.update_called
+
+
+def test_test_and_predict_score_images(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:
+    msacl, engine = make_msacl(), make_engine(max_steps=4)
+    data = phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.2, seed=0)
+    engine.fit(msacl, datamodule=data)
+    metrics = engine.test(msacl, datamodule=data)[0]
+    assert {"image_AUROC", "pixel_AUROC"} <= metrics.keys()
+    folder = next(phantom_root.rglob("test/lesion"))
+    (first, *_) = engine.predict(msacl, dataset=PredictDataset(folder), ckpt_path=engine.best_model_path)
+    assert first.anomaly_map.shape[-2:] == (64, 64)
+    assert 0 <= float(first.pred_score[0]) <= 1
+
+
+def test_without_validation_images_the_last_step_is_kept_and_said(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    msacl = make_msacl()
+    make_engine(max_steps=4).fit(msacl, datamodule=phantom(phantom_root, val_split_mode="none"))
+    assert "no held-out normal images" in caplog.text
+    assert msacl.selection.best_step is None
+
+
+def test_sgd_trains_too(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:
+    msacl = make_msacl(Recipe(max_steps=2, batch_size=4, evaluations=0, optimizer="sgd", frozen_stride=0))
+    before = state(msacl)
+    train(msacl, make_engine(max_steps=2), phantom_root)
+    assert not torch.equal(before["conv1.0.weight"], state(msacl)["conv1.0.weight"])
+
+
+def test_the_saved_configuration_carries_normalisation_and_size(make_msacl: Make, tmp_path: Path) -> None:
+    msacl = make_msacl(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    msacl.save_weights(tmp_path / "x")
+    config = json.loads((tmp_path / "x" / "config.json").read_text())["pretrained_cfg"]
+    assert (config["mean"], config["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert config["input_size"] == [3, 64, 64]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "no_such_net"}, "unknown backbone 'no_such_net'"),
+        ({"layers": ["layer9"]}, r"layer 'layer9' does not exist in this backbone; its layers are act1, layer1"),
+        ({"image_size": 24}, "smaller than a lesion"),
+        ({"recipe": Recipe(medmix={"radios": 1})}, r"recipe.medmix: .*radios"),
+        ({"recipe": Recipe(view={"scale": [2.0, 1.0]})}, "setting of the view is out of range"),
+        ({"pre_processor": PreProcessor(Compose([Resize((64, 64)), Normalize([0.5], [0.5])]))}, "leave Normalize out"),
+    ],
+    ids=["backbone", "layer", "size", "medmix", "view", "normalise"],
+)
+def test_settings_that_cannot_work_are_refused_at_once(changes: dict[str, Any], message: str, make_msacl: Make) -> None:
+    with pytest.raises(InputError, match=message):
+        make_msacl(**changes)

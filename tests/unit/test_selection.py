@@ -1,0 +1,65 @@
+"""The choice of the weights to keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anomalib_msacl import Recipe
+from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.selection import Probe, Score
+from anomalib_msacl.weights import create_backbone
+
+
+class Stage(nn.Module):
+    """A backbone of one stage whose features are the image, pooled, times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.feature_info = [{"module": "stage", "num_chs": 3, "reduction": 4}]
+
+    def forward_intermediates(self, images: Tensor, **options: object) -> list[Tensor]:
+        return [self.factor * torch.nn.functional.avg_pool2d(images, 4)]
+
+
+def encoder(factor: float) -> Encoder:
+    return Encoder(Stage(factor), ["stage"], mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def smooth_images(number: int) -> Tensor:
+    """Almost equal images: any lesion is far from every normal patch."""
+    return 0.5 + 0.01 * torch.rand(number, 3, 64, 64, generator=torch.Generator().manual_seed(number))
+
+
+def probe() -> Probe:
+    return Probe(smooth_images(4), smooth_images(6), Recipe(medmix={"brightness": [0.3, 0.4]}))
+
+
+def test_features_that_show_lesions_score_high_and_blind_ones_by_chance() -> None:
+    seeing = probe().score(encoder(1.0), torch.device("cpu"))
+    assert seeing.image_auroc > 0.95
+    assert seeing.pixel_auroc > 0.95
+    assert probe().score(encoder(0.0), torch.device("cpu")) == Score(0.5, 0.5)
+
+
+def test_the_score_does_not_depend_on_the_scale_of_the_features() -> None:
+    assert probe().score(encoder(1.0), torch.device("cpu")) == pytest.approx(
+        probe().score(encoder(1000.0), torch.device("cpu"))
+    )
+
+
+def test_all_candidates_face_the_same_questions() -> None:
+    first, second = probe(), probe()
+    assert torch.equal(first.images, second.images)
+    network = Encoder(create_backbone("test_resnet", "random")[0])
+    assert first.score(network, torch.device("cpu")) == second.score(network, torch.device("cpu"))
+
+
+def test_scoring_leaves_training_mode_and_weights_alone() -> None:
+    network = Encoder(create_backbone("test_resnet", "random")[0], train_batch_norm=True).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    probe().score(network, torch.device("cpu"))
+    assert network.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
