@@ -64,9 +64,9 @@ class MsaclPretraining(Callback):
         self.root = Path(root)
         self.directory: Path | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Pre-train and hand over, once, before the model is fitted."""
-        if stage != "fit" or self.directory is not None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pre-train and hand over, once; not in ``setup``, where a checkpoint to resume from is not known yet."""
+        if self.directory is not None:
             return
         if trainer.ckpt_path is not None:
             logger.info("MSACL: resuming from a checkpoint, which brings its backbone along; nothing is pre-trained.")
@@ -76,7 +76,11 @@ class MsaclPretraining(Callback):
                 f"MsaclPretraining runs on one device, but the trainer has {trainer.world_size}; set trainer.devices "
                 "to 1, or pre-train by msacl_pretrain.yaml first and name the folder as weights."
             )
-        model, datamodule = _known(pl_module, trainer)
+        with isolate_rng():  # whether weights are trained or reused, the detector draws the same numbers
+            self._hand_over(trainer, *_known(pl_module, trainer))
+
+    def _hand_over(self, trainer: Trainer, model: AnomalibModule, datamodule: AnomalibDataModule) -> None:
+        """Check everything, find or make the weights, and put them into the model."""
         extractor = find_extractor(model)
         check_layers(model, extractor)
         digests = check_datamodule(datamodule)
@@ -86,6 +90,7 @@ class MsaclPretraining(Callback):
             logger.info("MSACL: same images, recipe and initial weights as before: reusing %s.", self.directory)
             backbone = create_backbone(msacl.architecture, str(self.directory))[0]
         else:
+            hand_over(msacl.encoder.backbone, cast("nn.Module", extractor.feature_extractor))  # fails now or never
             self._pretrain(msacl, trainer, datamodule)
             backbone = msacl.encoder.backbone
         hand_over(backbone, cast("nn.Module", extractor.feature_extractor))
@@ -126,7 +131,7 @@ class MsaclPretraining(Callback):
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def _pretrain(self, msacl: Msacl, outer: Trainer, datamodule: AnomalibDataModule) -> None:
-        """Pre-train with a trainer of its own and save the weights; random numbers of the outer run are untouched."""
+        """Pre-train with a trainer of its own and save the weights."""
         msacl.weights_dir = self.directory
         images = _TrainingImages(datamodule, self.recipe)
         if self.recipe.max_steps == 0:
@@ -150,8 +155,7 @@ class MsaclPretraining(Callback):
             enable_model_summary=False,
             default_root_dir=self.root,
         )
-        with isolate_rng():
-            trainer.fit(msacl, datamodule=images)
+        trainer.fit(msacl, datamodule=images)
         msacl.to(device)
 
 

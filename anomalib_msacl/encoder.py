@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
+from anomalib.models.components.feature_extractors.timm import _disable_pos_embed_antialiasing
 from torch import Tensor, nn
 
 from anomalib_msacl.errors import InputError
@@ -72,12 +73,11 @@ class Encoder(nn.Module):
         return int(patch[0]) if patch else 32
 
     def train(self, mode: bool = True) -> Encoder:
-        """Set the training mode; BatchNorm stays in evaluation mode unless it is to be trained."""
+        """Set the training mode; BatchNorm stays in evaluation mode unless it is to be trained and is not frozen."""
         super().train(mode)
-        if mode and not self.train_batch_norm:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
-                    module.eval()
+        norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+        for norm in norms if mode else ():
+            norm.train(self.train_batch_norm and all(p.requires_grad for p in norm.parameters()))
         return self
 
     def forward(self, images: Tensor, pooled: bool = True) -> tuple[list[Tensor], Tensor | None]:
@@ -101,6 +101,8 @@ class Encoder(nn.Module):
         options: dict[str, Any] = {"intermediates_only": True, "output_fmt": "NCHW", "stop_early": True}
         if is_transformer(self.backbone):
             options["norm"] = True
+            # anomalib switches it off for ONNX, for the whole process: features must be the same before and after.
+            _disable_pos_embed_antialiasing()
         maps = cast("Any", self.backbone).forward_intermediates(images, indices=wanted, **options)
         return dict(zip(wanted, maps, strict=True))
 
@@ -144,7 +146,9 @@ def _frozen_parameters(backbone: nn.Module, stages: list[dict[str, Any]], stride
     frozen = [stage["module"] for stage in stages if stage["reduction"] <= stride]
     if not frozen or is_transformer(backbone):
         return
-    named = list(backbone.named_parameters())
-    ends = [position for position, (name, _) in enumerate(named) if name.startswith(f"{frozen[-1]}.")]
-    # A stage may end in an activation, which has no parameters: then go by the layer before it.
-    yield from (parameter for _, parameter in named[: max(ends, default=-1) + 1])
+    modules = dict(backbone.named_modules())  # in the order in which they are registered, which is that of the data
+    names = list(modules)
+    # A stage may end in an activation, which has no parameters: go by modules, not by parameters.
+    end = max(index for index, name in enumerate(names) if f"{name}.".startswith(f"{frozen[-1]}."))
+    for name in names[: end + 1]:
+        yield from modules[name].parameters(recurse=False)

@@ -207,7 +207,7 @@ def change_look(patches: Tensor, lesions: Lesions, opacity: Tensor) -> Tensor:
     # Contrast, brightness and colour are one linear map, so one pass over the pixels is enough.
     matrix = _colour_matrix(saturation.flatten(), lesions.hue, patches.shape[1])
     patches = torch.einsum("ncd,ndhw->nchw", matrix, (patches - mean) * contrast + mean) + brightness
-    return (patches.clamp(1e-4, 1) ** gamma + lesions.noise).clamp(0, 1)
+    return (patches.clamp(1e-6, 1) ** gamma + lesions.noise).clamp(0, 1)
 
 
 def paste_lesions(images: Tensor, lesions: Lesions, donors: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -231,7 +231,8 @@ def paste_lesions(images: Tensor, lesions: Lesions, donors: Tensor | None = None
     y = (top[:, None] + _steps(height, top) - lesions.centre[:, :1])[:, :, None]
     x = (left[:, None] + _steps(width, left) - lesions.centre[:, 1:])[:, None, :]
     opacity, inside = lesion_shape(lesions, y, x)
-    patches = change_look(cut_patches(donors, lesions, y, x), lesions, opacity)
+    with torch.autocast(images.device.type, enabled=False):  # half a digit of colour would tint grey images
+        patches = change_look(cut_patches(donors, lesions, y, x), lesions, opacity)
 
     images = images.clone()
     for order in range(int(lesions.order.max()) + 1):

@@ -6,7 +6,7 @@ Each term is a pure function; a thin module above it keeps what the term has to 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,8 @@ def contrastive_loss(
     Returns:
         Scalar; 0 if no anchor has a positive.
     """
+    if positives not in get_args(Positives):
+        raise ValueError(f"contrastive_loss: positives is {positives!r}, but must be one of {get_args(Positives)}.")
     same_class = classes[:, None] == classes[None, :]
     kappa = torch.where(same_class, 1 / (alpha * temperature), 1 / temperature).to(features.dtype)
     itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
@@ -178,7 +180,7 @@ def lesion_margin_loss(
         Scalar, at least 0; 0 if either set is empty.
     """
     if len(lesion_distance) == 0 or len(normal_distance) == 0:
-        return lesion_distance.sum() + normal_distance.sum()
+        return 0 * (lesion_distance.sum() + normal_distance.sum())
     unit = normal_distance.detach().mean().clamp_min(1e-6)
     gap = (lesion_distance[:, None] - normal_distance[None, :]) / unit
     return temperature * F.softplus((margin - gap) / temperature).mean()

@@ -106,7 +106,7 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         return_mask: bool = False,
     ) -> None:
         super().__init__()
-        self.counts = [int(count) for count in counts]
+        self.counts = [int(count) for count in counts] if isinstance(counts, Sequence) else [int(counts)]
         self.radius = _checked("radius", radius, 1e-3, 0.5)
         self.aspect = _checked("aspect", aspect, 1, 8)
         self.irregularity = _checked("irregularity", (0, irregularity), 0, 0.5)[1]
@@ -122,10 +122,10 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         self.wave = _checked("wave", wave, 0, 1)
         self.other_image = _checked("other_image", (0, other_image), 0, 1)[1]
         self.keep_on_foreground = keep_on_foreground
-        self.foreground_threshold = foreground_threshold
+        self.foreground_threshold = _checked("foreground_threshold", (0, foreground_threshold), 0, 1)[1]
         self.return_mask = return_mask
         if not self.counts or min(self.counts) < 0:
-            raise InputError(f"MedMix: counts is {list(counts)}, but it must name at least one number, none below 0.")
+            raise InputError(f"MedMix: counts is {self.counts}, but it must name at least one number, none below 0.")
 
     def synthesize(
         self, images: Tensor, counts: Tensor | int | None = None, generator: torch.Generator | None = None
@@ -167,12 +167,12 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         draw = _Draw(generator, images.device)
         image, order = self._assign(len(images), counts, draw)
         total, side = len(image), min(images.shape[-2:])
-        radius = draw.log_uniform(self.radius, total) * side
+        radius = (draw.log_uniform(self.radius, total) * side).clamp_min(1.5)  # else it may cover no pixel
         aspect = draw.uniform(self.aspect, total)
         outline = self._outline(total, draw)
         extent = outline_extent(radius, aspect, outline)
         donor = self._donor(image, len(images), draw)
-        centre = self._places(images, image, order, radius, draw)
+        centre = self._places(images, image, order, extent, draw)
         source = self._sources(images, donor, draw)
         window = [min(2 * math.ceil(float(extent.max())) + 3 if total else 1, limit) for limit in images.shape[-2:]]
         noise = draw.normal((total, 1, *window)) * draw.uniform(self.noise, total)[:, None, None, None]
@@ -216,7 +216,7 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         """Paste the lesions into an image, or add their masks to a mask (torchvision's extension point)."""
         images, masks = self.apply(params["donors"], params["lesions"])
         if isinstance(inpt, tv_tensors.Mask):
-            lesions = masks.reshape((*inpt.shape[:-2], *masks.shape[-2:])).to(inpt.dtype)
+            lesions = (masks if inpt.ndim == 4 else masks[:, 0] if inpt.ndim == 3 else masks[0, 0]).to(inpt.dtype)
             return tv_tensors.wrap(torch.maximum(inpt.as_subclass(Tensor), lesions), like=inpt)
         images = images.reshape(inpt.shape)
         return tv_tensors.wrap(images, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else images
@@ -242,7 +242,10 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         if counts is None:
             chosen = draw.integers(len(self.counts), batch)
             counts = torch.tensor(self.counts, device=draw.target)[chosen]
-        counts = torch.as_tensor(counts, device=draw.target).long().expand(batch)
+        counts = torch.as_tensor(counts, device=draw.target).long()
+        if counts.shape not in {(), (batch,)} or bool((counts < 0).any()):
+            raise InputError(f"MedMix: counts is {counts.tolist()}, but must be one number per image, none below 0.")
+        counts = counts.expand(batch)
         image = torch.repeat_interleave(torch.arange(batch, device=draw.target), counts)
         first = counts.cumsum(0) - counts
         return image, torch.arange(len(image), device=draw.target) - first[image]
@@ -250,8 +253,8 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
     def _outline(self, total: int, draw: _Draw) -> Tensor:
         """Return harmonics 2 to 5 whose amplitudes fall off and sum to ``irregularity`` at most."""
         share = torch.tensor([0.4, 0.3, 0.2, 0.1], device=draw.target) * self.irregularity
-        amplitude = draw.uniform((0.0, 1.0), total * len(share)).reshape(total, -1) * share
-        phase = draw.angle(total * len(share)).reshape(total, -1)
+        amplitude = draw.uniform((0.0, 1.0), total * len(share)).reshape(total, len(share)) * share
+        phase = draw.angle(total * len(share)).reshape(total, len(share))
         return torch.stack([amplitude * phase.cos(), amplitude * phase.sin()], dim=-1)
 
     def _donor(self, image: Tensor, batch: int, draw: _Draw) -> Tensor:
@@ -261,7 +264,7 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         other = (image + 1 + draw.integers(batch - 1, len(image))) % batch
         return torch.where(draw.uniform((0.0, 1.0), len(image)) < self.other_image, other, image)
 
-    def _places(self, images: Tensor, image: Tensor, order: Tensor, radius: Tensor, draw: _Draw) -> Tensor:
+    def _places(self, images: Tensor, image: Tensor, order: Tensor, extent: Tensor, draw: _Draw) -> Tensor:
         """Return centres on the foreground that keep clear of the lesions before them, shape ``(N, 2)``."""
         if len(image) == 0:
             return torch.zeros(0, 2, device=draw.target)
@@ -273,7 +276,7 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
             for earlier in range(1, rank + 1):
                 others = rows - earlier  # lesions of one image stand in consecutive rows
                 distance = (candidates[rows] - centre[others, None]).norm(dim=-1)
-                clearance = torch.minimum(clearance, distance - (1.5 * (radius[rows] + radius[others]))[:, None])
+                clearance = torch.minimum(clearance, distance - (extent[rows] + extent[others])[:, None])
             # The first candidate that is clear of all, or else the one that is least in the way.
             best = clearance.clamp(max=0).argmax(dim=1)
             centre[rows] = candidates[rows, best]
@@ -341,9 +344,9 @@ class _Draw:
 
 def _checked(name: str, limits: Sequence[float], lowest: float, highest: float) -> Range:
     """Return a range as a pair of floats, or say what is wrong with it."""
-    if len(limits) != 2 or not lowest <= limits[0] <= limits[1] <= highest:
+    if not isinstance(limits, Sequence) or len(limits) != 2 or not lowest <= limits[0] <= limits[1] <= highest:
         raise InputError(
-            f"MedMix: {name} is {tuple(limits)}, but it must be (low, high) with {lowest} <= low <= high <= {highest}."
+            f"MedMix: {name} is {limits}, but it must be (low, high) with {lowest} <= low <= high <= {highest}."
         )
     return float(limits[0]), float(limits[1])
 

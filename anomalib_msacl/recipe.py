@@ -104,6 +104,10 @@ class Recipe:
                         f"recipe.{name} is {value}, but must be {lowest:g} at least and {highest:g} at most."
                     )
 
+        for name, known in (("positives", ("class", "image")), ("optimizer", ("adamw", "sgd"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"recipe.{name} is {getattr(self, name)!r}, but must be {' or '.join(known)}.")
+
     @classmethod
     def of(cls, values: Recipe | Mapping[str, Any] | None) -> Recipe:
         """Return a recipe from a recipe, from plain data (as a checkpoint holds it) or from nothing.

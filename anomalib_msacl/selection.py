@@ -142,7 +142,7 @@ class KeepBest(Callback):
         if self.recipe.evaluations == 0:
             return
         bank = _collect(trainer.train_dataloader, module, self.recipe.evaluation_images)
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         loader = data.val_dataloader() if hasattr(data, "val_data") else None
         held_out = _collect(loader, module, self.recipe.evaluation_images)
         if bank is None or held_out is None:

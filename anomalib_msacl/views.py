@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import kornia.augmentation as K  # noqa: N812
 import torch
@@ -52,9 +53,14 @@ class WeakView(nn.Module):
         flip: float = 0.5,
     ) -> None:
         super().__init__()
-        for name, (low, high), limit in (("scale", scale, 1.0), ("ratio", ratio, math.inf)):
-            if not 0 < low <= high <= limit:
-                raise InputError(f"WeakView: {name} is ({low}, {high}), but must be above 0, rising, at most {limit}.")
+        for name, limits, highest in (("scale", scale, 1.0), ("ratio", ratio, math.inf)):
+            if not isinstance(limits, Sequence) or len(limits) != 2 or not 0 < limits[0] <= limits[1] <= highest:
+                raise InputError(
+                    f"WeakView: {name} is {limits}, but must be (low, high) with 0 < low <= high <= {highest}."
+                )
+        for name, value in (("jitter", jitter), ("grey", grey), ("blur", blur), ("flip", flip)):
+            if not 0 <= value <= 1:
+                raise InputError(f"WeakView: {name} is {value}, but is a probability, from 0 to 1.")
         self.crop = {"scale": (float(scale[0]), float(scale[1])), "ratio": (float(ratio[0]), float(ratio[1]))}
         try:
             self.look = nn.Sequential(

@@ -123,7 +123,7 @@ def hand_over(backbone: nn.Module, target: nn.Module) -> None:
     """Copy the weights of a full backbone into the part of it that an anomalib model uses.
 
     anomalib builds its extractors by ``features_only``, which drops the last layers and writes some module names with
-    ``_`` for ``.``; nothing else may differ.
+    ``_`` for ``.``; vision transformers come with a classifier, which features do not pass. Nothing else may differ.
 
     Args:
         backbone: Source.
@@ -133,8 +133,11 @@ def hand_over(backbone: nn.Module, target: nn.Module) -> None:
         InputError: If a tensor of the target is missing in the source or has another shape.
     """
     source = {_flat(name): tensor for name, tensor in backbone.state_dict().items()}
-    state = {}
-    for name, tensor in target.state_dict().items():
+    state = target.state_dict()
+    classifier = (getattr(target, "pretrained_cfg", None) or {}).get("classifier")
+    for name, tensor in state.items():
+        if isinstance(classifier, str) and name.startswith(f"{classifier}."):
+            continue
         found = source.get(_flat(name))
         if found is None or found.shape != tensor.shape:
             shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
@@ -170,7 +173,8 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         similar = timm.list_models(f"*{name[:6]}*")[:3] or ["resnet18", OFFLINE_ARCHITECTURE]
         raise InputError(f"unknown backbone {name!r}; timm knows for example {', '.join(similar)}.")
-    options: dict[str, Any] = {"dynamic_img_size": True} if "vit" in name else {}
+    # As anomalib builds them: transformers take images of any size.
+    options: dict[str, Any] = {"dynamic_img_size": True} if _is_vision_transformer(name) else {}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except Exception as error:  # the hub client raises a dozen unrelated types
@@ -180,6 +184,11 @@ def _create(name: str, pretrained: bool) -> nn.Module:
             f"cannot get the weights of {name!r} from the hub ({_sentence(error)}); give weights: a folder in timm's "
             f"format, offline (for {OFFLINE_ARCHITECTURE}), or random."
         ) from error
+
+
+def _is_vision_transformer(name: str) -> bool:
+    """Whether timm builds a model of this name with position embeddings that can be resized."""
+    return "vit" in name and timm.models.model_entrypoint(name).__module__ == "timm.models.vision_transformer"
 
 
 def _origin(model: nn.Module, description: str) -> Origin:

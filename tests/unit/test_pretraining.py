@@ -211,7 +211,8 @@ def test_without_validation_images_the_last_step_is_kept_and_said(
     make_msacl: Make, make_engine: Make, phantom_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     msacl = make_msacl()
-    make_engine(max_steps=4).fit(msacl, datamodule=phantom(phantom_root, val_split_mode="none"))
+    engine = make_engine(max_steps=4, limit_val_batches=0)  # anomalib 2.7 fails without a validation set otherwise
+    engine.fit(msacl, datamodule=phantom(phantom_root, val_split_mode="none"))
     assert "no held-out normal images" in caplog.text
     assert msacl.selection.best_step is None
 
@@ -238,7 +239,7 @@ def test_the_saved_configuration_carries_normalisation_and_size(make_msacl: Make
         ({"layers": ["layer9"]}, r"layer 'layer9' does not exist in this backbone; its layers are act1, layer1"),
         ({"image_size": 24}, "smaller than a lesion"),
         ({"recipe": Recipe(medmix={"radios": 1})}, r"recipe.medmix: .*radios"),
-        ({"recipe": Recipe(view={"scale": [2.0, 1.0]})}, "setting of the view is out of range"),
+        ({"recipe": Recipe(view={"scale": [2.0, 1.0]})}, r"scale is \(2.0, 1.0\)"),
         ({"pre_processor": PreProcessor(Compose([Resize((64, 64)), Normalize([0.5], [0.5])]))}, "leave Normalize out"),
     ],
     ids=["backbone", "layer", "size", "medmix", "view", "normalise"],

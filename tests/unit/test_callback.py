@@ -1,0 +1,238 @@
+"""MsaclPretraining: hand-over, reuse, and what it leaves alone."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from anomalib.models import Ganomaly, Padim, Stfpm
+from anomalib.models.components import TimmFeatureExtractor
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import Tensor, nn
+
+from anomalib_msacl import InputError, Msacl, MsaclPretraining, Recipe
+from anomalib_msacl.callback import find_extractor
+from anomalib_msacl.weights import create_backbone, save_backbone
+from tests.conftest import phantom
+
+Make = Callable[..., Any]
+LAYERS = ["layer2", "layer3"]
+
+
+@pytest.fixture
+def callback(tmp_path: Path, tiny_recipe: Make, initial: Path) -> Make:
+    def build(**changes: Any) -> MsaclPretraining:
+        defaults = {"weights": str(initial), "recipe": tiny_recipe(), "root": tmp_path / "msacl"}
+        return MsaclPretraining(**{**defaults, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Initial weights that differ from those of any model built in a test."""
+    torch.manual_seed(17)
+    model, _ = create_backbone("test_resnet", "random")
+    config = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    return save_backbone(model, "test_resnet", tmp_path_factory.mktemp("initial") / "weights", "", config)
+
+
+def tensors(extractor: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in extractor.feature_extractor.state_dict().items()}
+
+
+def fit(model: Any, callback: MsaclPretraining, engine: Make, root: Path, **options: Any) -> Any:
+    made = engine(callbacks=[callback])
+    made.fit(model, datamodule=phantom(root, seed=0), **options)
+    return made
+
+
+def test_the_model_gets_the_saved_weights_bit_by_bit_and_they_are_new(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anomalib_msacl.selection.Score.value", property(lambda self: 0.0))  # never better than step 0
+    kept = make_patchcore()
+    first = callback()
+    fit(kept, first, make_engine, phantom_root)
+    saved = timm.create_model(f"local-dir:{first.directory}", pretrained=True).state_dict()
+    untouched = create_backbone("test_resnet", first.weights)[0].state_dict()
+    handed = tensors(find_extractor(kept))
+    assert all(torch.equal(handed[name], saved[name]) for name in handed)
+    assert all(torch.equal(handed[name], untouched[name]) for name in handed)
+
+    trained = make_patchcore()
+    fit(trained, callback(recipe=Recipe(max_steps=4, batch_size=4, evaluations=0)), make_engine, phantom_root)
+    changed = tensors(find_extractor(trained))
+    assert any(not torch.equal(changed[name], untouched[name]) for name in changed)
+    images = torch.rand(2, 3, 64, 64)
+    before, after = (find_extractor(model)(images)["layer3"] for model in (kept, trained))
+    assert not torch.allclose(before, after)
+
+
+def test_the_normalisation_and_size_are_the_models(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    seen: list[Msacl] = []
+    made = callback(recipe=Recipe(max_steps=0))
+    original = made._msacl
+    made._msacl = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
+    fit(make_patchcore(), made, make_engine, phantom_root)
+    assert seen[0].mean == (0.5, 0.5, 0.5)
+    assert seen[0].input_size == (64, 64)
+    assert seen[0].encoder.layers == LAYERS
+
+
+def test_a_second_run_reuses_the_weights_and_says_so(
+    callback: Make,
+    make_patchcore: Make,
+    make_engine: Make,
+    phantom_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    models, callbacks = [make_patchcore(), make_patchcore()], [callback(), callback()]
+    fit(models[0], callbacks[0], make_engine, phantom_root)
+    monkeypatch.setattr(Msacl, "training_step", lambda *_: pytest.fail("trained again"))
+    caplog.set_level(logging.INFO)
+    fit(models[1], callbacks[1], make_engine, phantom_root)
+    assert callbacks[0].directory == callbacks[1].directory
+    assert "reusing" in caplog.text
+    first, second = (tensors(find_extractor(model)) for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_key_follows_recipe_images_and_initial_weights(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path, initial: Path
+) -> None:
+    keys = set()
+    other = phantom(tmp_path / "other", seed=1)
+    other.prepare_data()
+    none = Recipe(max_steps=0)
+    for made, data in (
+        (callback(recipe=none), phantom(phantom_root)),
+        (callback(recipe=Recipe(max_steps=0, dense=0.5)), phantom(phantom_root)),
+        (callback(recipe=none, weights="random"), phantom(phantom_root)),
+        (callback(recipe=none), other),
+    ):
+        make_engine(callbacks=[made]).fit(make_patchcore(), datamodule=data)
+        keys.add(made.directory)
+    assert len(keys) == 4
+
+
+def test_no_steps_hand_the_initial_weights_over(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, initial: Path
+) -> None:
+    model = make_patchcore()
+    fit(model, callback(recipe=Recipe(max_steps=0)), make_engine, phantom_root)
+    expected = create_backbone("test_resnet", str(initial))[0].state_dict()
+    handed = tensors(find_extractor(model))
+    assert all(torch.equal(handed[name], expected[name]) for name in handed)
+
+
+def test_random_numbers_of_the_run_are_not_touched(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    states = []
+    for _ in range(2):  # the first run pre-trains, the second reuses: the detector must draw the same numbers
+        model, recorder = make_patchcore(), Callback()
+        recorder.on_train_start = lambda *_: states.append(
+            (torch.get_rng_state(), np.random.get_state()[1], random.getstate())
+        )
+        seed_everything(5, verbose=False)
+        make_engine(callbacks=[callback(), recorder]).fit(model, datamodule=phantom(phantom_root, seed=0))
+    (torch_first, numpy_first, python_first), (torch_second, numpy_second, python_second) = states
+    assert torch.equal(torch_first, torch_second)
+    assert (numpy_first == numpy_second).all()
+    assert python_first == python_second
+
+
+def test_resuming_the_detector_pre_trains_nothing(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    first = make_patchcore()
+    engine = fit(first, callback(recipe=Recipe(max_steps=0)), make_engine, phantom_root)
+    second = make_patchcore()
+    again = callback(root=tmp_path / "unused")
+    trainer = Trainer(callbacks=[again], max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False)
+    trainer.fit(second, datamodule=phantom(phantom_root), ckpt_path=engine.best_model_path, weights_only=False)
+    assert not (tmp_path / "unused").exists()
+    one, two = tensors(find_extractor(first)), tensors(find_extractor(second))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_padim_and_a_transformer_work_too(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    processor = make_patchcore().pre_processor
+    padim = Padim("test_resnet", LAYERS, pre_trained=False, n_features=20, pre_processor=processor, visualizer=False)
+    fit(padim, callback(), make_engine, phantom_root)
+    vit = make_patchcore(backbone="test_vit", layers=["blocks.2", "blocks.4"])
+    before = tensors(find_extractor(vit))
+    recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
+    fit(vit, callback(weights="random", recipe=recipe), make_engine, phantom_root)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in tensors(find_extractor(vit)).items())
+
+
+def test_teachers_are_found_and_students_are_not() -> None:
+    stfpm = Stfpm.__new__(Stfpm)
+    nn.Module.__init__(stfpm)
+    made = {"teacher": False, "student": True}
+
+    for name, grad in made.items():
+        extractor = TimmFeatureExtractor("test_resnet", LAYERS, pre_trained=False, requires_grad=grad)
+        setattr(stfpm, f"{name}_model", extractor)
+    assert find_extractor(stfpm) is stfpm.teacher_model
+
+
+def test_models_without_a_pretrained_backbone_are_refused(
+    callback: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    with pytest.raises(InputError, match=r"Ganomaly has 0 frozen timm feature extractors .* use a model such as"):
+        fit(Ganomaly(visualizer=False), callback(), make_engine, phantom_root)
+
+
+def test_a_model_without_weights_needs_some_from_the_callback(
+    make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"built with pre_trained: false and the callback has no weights"):
+        fit(make_patchcore(), MsaclPretraining(root=tmp_path), make_engine, phantom_root)
+
+
+def test_msacl_itself_does_not_take_the_callback(
+    callback: Make, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    with pytest.raises(InputError, match="Msacl pre-trains itself"):
+        fit(make_msacl(), callback(), make_engine, phantom_root)
+
+
+def test_data_that_is_not_a_datamodule_is_refused(callback: Make, make_patchcore: Make, phantom_root: Path) -> None:
+    data = phantom(phantom_root)
+    data.setup()
+    trainer = Trainer(callbacks=[callback()], max_epochs=1, logger=False, accelerator="cpu")
+    with pytest.raises(InputError, match="needs a model and a datamodule of anomalib"):
+        trainer.fit(make_patchcore(), train_dataloaders=data.train_dataloader())
+
+
+def test_a_layer_that_anomalib_dropped_is_refused(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=r"layer 'layer7' does not exist in the backbone 'test_resnet'; its layers are"
+    ):
+        fit(make_patchcore(layers=["layer2", "layer7"]), callback(), make_engine, phantom_root)
+
+
+def test_the_default_weights_are_those_of_the_model(
+    make_patchcore: Make, make_engine: Make, phantom_root: Path, initial: Path, tmp_path: Path
+) -> None:
+    model = make_patchcore(backbone=f"local-dir:{initial}", pre_trained=True)
+    before = tensors(find_extractor(model))
+    fit(model, MsaclPretraining(recipe=Recipe(max_steps=0), root=tmp_path / "m"), make_engine, phantom_root)
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(find_extractor(model)).items())
