@@ -143,7 +143,7 @@ def test_random_numbers_of_the_run_are_not_touched(
     for _ in range(2):  # the first run pre-trains, the second reuses: the detector must draw the same numbers
         model, recorder = make_patchcore(), Callback()
         recorder.on_train_start = lambda *_: states.append(
-            (torch.get_rng_state(), np.random.get_state()[1], random.getstate())
+            (torch.get_rng_state(), np.random.get_state()[1], random.getstate())  # noqa: NPY002
         )
         seed_everything(5, verbose=False)
         make_engine(callbacks=[callback(), recorder]).fit(model, datamodule=phantom(phantom_root, seed=0))
