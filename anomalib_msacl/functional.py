@@ -7,6 +7,7 @@ around each lesion, so the cost follows the area of the lesions and not that of 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -15,6 +16,9 @@ from torch.nn import functional as F  # noqa: N812
 
 # Rows of the YIQ transform; its first row is luma, the other two span the plane in which hue turns.
 _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
+# Windows come in few sizes, each so many times the one before.
+_SMALLEST_WINDOW = 16
+_WINDOW_RATIO = 1.5
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Lesions:
         saturation: Factor about the grey image, shape ``(N,)``.
         hue: Turn of the hue, RGB images only, shape ``(N,)``.
         gamma: Exponent of the non-linear change of intensity, shape ``(N,)``.
-        noise: Noise that is added to all channels alike; its size is the window that is worked on,
+        noise: Noise that is added to all channels alike, at least as large as the largest lesion,
             shape ``(N, 1, h, w)``.
     """
 
@@ -207,7 +211,10 @@ def change_look(patches: Tensor, lesions: Lesions, opacity: Tensor) -> Tensor:
     # Contrast, brightness and colour are one linear map, so one pass over the pixels is enough.
     matrix = _colour_matrix(saturation.flatten(), lesions.hue, patches.shape[1])
     patches = torch.einsum("ncd,ndhw->nchw", matrix, (patches - mean) * contrast + mean) + brightness
-    return (patches.clamp(1e-6, 1) ** gamma + lesions.noise).clamp(0, 1)
+    # The middle of the noise: a window may be smaller than what was drawn for the largest lesion of the batch.
+    first = [(drawn - used) // 2 for drawn, used in zip(lesions.noise.shape[-2:], patches.shape[-2:], strict=True)]
+    noise = lesions.noise[..., first[0] : first[0] + patches.shape[-2], first[1] : first[1] + patches.shape[-1]]
+    return (patches.clamp(1e-6, 1) ** gamma + noise).clamp(0, 1)
 
 
 def paste_lesions(images: Tensor, lesions: Lesions, donors: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -226,23 +233,44 @@ def paste_lesions(images: Tensor, lesions: Lesions, donors: Tensor | None = None
     masks = torch.zeros_like(images[:, :1])
     if len(lesions) == 0:
         return images.clone(), masks
-    height, width = lesions.noise.shape[-2:]
-    top, left = window_corner(lesions.centre, (height, width), images.shape[-2:])
-    y = (top[:, None] + _steps(height, top) - lesions.centre[:, :1])[:, :, None]
-    x = (left[:, None] + _steps(width, left) - lesions.centre[:, 1:])[:, None, :]
-    opacity, inside = lesion_shape(lesions, y, x)
-    with torch.autocast(images.device.type, enabled=False):  # half a digit of colour would tint grey images
-        patches = change_look(cut_patches(donors, lesions, y, x), lesions, opacity)
-
     images = images.clone()
+    groups = [_patches(donors, *group) for group in _by_window(lesions, images.shape[-2:])]
     for order in range(int(lesions.order.max()) + 1):
-        rows = (lesions.order == order).nonzero().squeeze(1)
-        index = _window_index(lesions.image[rows], top[rows], left[rows], (height, width))
-        background = images[index].movedim(-1, 1)
-        blended = torch.lerp(background.float(), patches[rows], opacity[rows]).to(images.dtype)
-        images[index] = torch.where(inside[rows], blended, background).movedim(1, -1)
-        masks[index] = torch.maximum(masks[index], inside[rows].movedim(1, -1).to(masks.dtype))
+        for index, orders, opacity, patches in groups:
+            rows = orders == order
+            place = tuple(part if isinstance(part, slice) else part[rows] for part in index)
+            background = images[place].movedim(-1, 1)
+            weight = opacity[rows]
+            blended = torch.lerp(background.float(), patches[rows], weight).to(images.dtype)
+            images[place] = torch.where(weight > 0, blended, background).movedim(1, -1)
+            masks[place] = torch.maximum(masks[place], (weight > 0).movedim(1, -1).to(masks.dtype))
     return images, masks
+
+
+def _by_window(lesions: Lesions, limits: tuple[int, ...]) -> Iterator[tuple[Lesions, tuple[int, int]]]:
+    """Yield lesions of about the same size with their window: a small one need not work on the window of a large one.
+
+    The window of a lesion follows from its own extent, so that it does not depend on the rest of the batch.
+    """
+    need = 2 * lesions.extent.ceil() + 3
+    steps = ((need / _SMALLEST_WINDOW).log() / math.log(_WINDOW_RATIO)).ceil().clamp_min(0).long()
+    for step in torch.unique(steps).tolist():
+        side = round(_SMALLEST_WINDOW * _WINDOW_RATIO**step)
+        height, width = (min(side, limit, drawn) for limit, drawn in zip(limits, lesions.noise.shape[-2:], strict=True))
+        yield lesions.select(steps == step), (height, width)
+
+
+def _patches(
+    donors: Tensor, lesions: Lesions, size: tuple[int, int]
+) -> tuple[tuple[Tensor | slice, ...], Tensor, Tensor, Tensor]:
+    """Return where lesions of one window size go, their orders, opacities and patches."""
+    top, left = window_corner(lesions.centre, size, donors.shape[-2:])
+    y = (top[:, None] + _steps(size[0], top) - lesions.centre[:, :1])[:, :, None]
+    x = (left[:, None] + _steps(size[1], left) - lesions.centre[:, 1:])[:, None, :]
+    opacity, _ = lesion_shape(lesions, y, x)
+    with torch.autocast(donors.device.type, enabled=False):  # half a digit of colour would tint grey images
+        patches = change_look(cut_patches(donors, lesions, y, x), lesions, opacity)
+    return _window_index(lesions.image, top, left, size), lesions.order, opacity, patches
 
 
 def window_corner(centre: Tensor, size: tuple[int, int], limits: tuple[int, ...]) -> tuple[Tensor, Tensor]:
