@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +18,11 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import Compose, Normalize, Transform
+from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_msacl.data.checks import check_datamodule
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
-from anomalib_msacl.pretraining import Msacl
+from anomalib_msacl.pretraining import Msacl, transform_parts
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.weights import create_backbone, digest, hand_over
 
@@ -65,9 +64,8 @@ class MsaclPretraining(Callback):
         self.directory: Path | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pre-train and hand over, once; not in ``setup``, where a checkpoint to resume from is not known yet."""
-        if self.directory is not None:
-            return
+        """Pre-train and hand over; not in ``setup``, where a checkpoint to resume from is not known yet."""
+        self.directory = None
         if trainer.ckpt_path is not None:
             logger.info("MSACL: resuming from a checkpoint, which brings its backbone along; nothing is pre-trained.")
             return
@@ -99,7 +97,7 @@ class MsaclPretraining(Callback):
     def _msacl(self, model: AnomalibModule, extractor: TimmFeatureExtractor) -> Msacl:
         """Build the pre-training model for the backbone, layers, size and normalisation of a model."""
         weights = self.weights or _weights_of(model)
-        transforms = _parts(getattr(model.pre_processor, "transform", None))
+        transforms = transform_parts(getattr(model.pre_processor, "transform", None))
         normalise = next((part for part in transforms if isinstance(part, Normalize)), None)
         resize = [part for part in transforms if not isinstance(part, Normalize)]
         return Msacl(
@@ -133,10 +131,10 @@ class MsaclPretraining(Callback):
     def _pretrain(self, msacl: Msacl, outer: Trainer, datamodule: AnomalibDataModule) -> None:
         """Pre-train with a trainer of its own and save the weights."""
         msacl.weights_dir = self.directory
-        images = _TrainingImages(datamodule, self.recipe)
         if self.recipe.max_steps == 0:
-            msacl.save_weights(cast("Path", self.directory))
+            msacl.save_weights(cast("Path", self.directory), datamodule)
             return
+        images = _TrainingImages(datamodule, self.recipe)
         logger.info(
             "MSACL: pre-training %s for %d steps on %d normal images, %d held out.",
             *(msacl.architecture, self.recipe.max_steps, len(images.train_data), len(images.val_data)),
@@ -145,7 +143,7 @@ class MsaclPretraining(Callback):
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
             devices=[device.index] if device.index is not None else 1,
-            precision=outer.precision,
+            precision="32-true" if outer.precision.endswith("-true") else outer.precision,
             max_steps=self.recipe.max_steps,
             max_epochs=-1,
             limit_val_batches=0,
@@ -153,10 +151,10 @@ class MsaclPretraining(Callback):
             logger=CSVLogger(self.root, name="logs", version=cast("Path", self.directory).name),
             enable_checkpointing=False,
             enable_model_summary=False,
+            enable_progress_bar=outer.progress_bar_callback is not None,
             default_root_dir=self.root,
         )
         trainer.fit(msacl, datamodule=images)
-        msacl.to(device)
 
 
 def find_extractor(model: AnomalibModule) -> TimmFeatureExtractor:
@@ -193,12 +191,13 @@ def check_layers(model: AnomalibModule, extractor: TimmFeatureExtractor) -> None
     """
     asked = list(model.hparams.get("layers") or extractor.layers)
     missing = [layer for layer in asked if layer not in extractor.layers]
-    if missing:
+    if missing or not extractor.layers:
         network, _ = create_backbone(cast("str", extractor.backbone), "random")
         info = getattr(network, "feature_info", [])
         names = ", ".join(stage["module"] for stage in getattr(info, "info", info))
         raise InputError(
-            f"layer {missing[0]!r} does not exist in the backbone {extractor.backbone!r}; its layers are {names}."
+            f"layer {(missing or asked or ['-'])[0]!r} does not exist in the backbone {extractor.backbone!r}; "
+            f"its layers are {names}."
         )
 
 
@@ -252,8 +251,3 @@ def _weights_of(model: AnomalibModule) -> str | None:
         f"MsaclPretraining: {type(model).__name__} was built with pre_trained: false and the callback has no weights; "
         "give it weights: timm, offline or a folder, or random if that is meant."
     )
-
-
-def _parts(transform: Transform | None) -> Sequence[Any]:
-    """Return the steps of a transform."""
-    return transform.transforms if isinstance(transform, Compose) else [transform] if transform else []

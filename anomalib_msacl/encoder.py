@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -105,6 +106,17 @@ class Encoder(nn.Module):
             _disable_pos_embed_antialiasing()
         maps = cast("Any", self.backbone).forward_intermediates(images, indices=wanted, **options)
         return dict(zip(wanted, maps, strict=True))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, so that no statistics move, and back."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def is_transformer(backbone: nn.Module) -> bool:

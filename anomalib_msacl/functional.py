@@ -126,8 +126,8 @@ def foreground_fraction(images: Tensor, threshold: float, cells: int) -> Tensor:
     return torch.where(empty[:, None, None], torch.ones_like(grid), grid)
 
 
-def lesion_shape(lesions: Lesions, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the opacity and the support of each lesion on its window.
+def lesion_shape(lesions: Lesions, y: Tensor, x: Tensor) -> Tensor:
+    """Return the opacity of each lesion on its window; above 0 is inside.
 
     The outline is an ellipse whose radius is modulated by harmonics of the polar angle; the opacity rises from 0 on
     the outline by a smoothstep over the width of the edge.
@@ -138,7 +138,7 @@ def lesion_shape(lesions: Lesions, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor
         x: Horizontal distance of each window column to the centre, pixels, shape ``(N, 1, w)``.
 
     Returns:
-        Opacity in [0, 1], and True inside the outline, each of shape ``(N, 1, h, w)``.
+        Opacity in [0, 1], 0 outside the outline, shape ``(N, 1, h, w)``.
     """
     cos, sin = (_per_pixel(f(lesions.angle)) for f in (torch.cos, torch.sin))
     long, short = (_per_pixel(lesions.radius * lesions.aspect.pow(power)) for power in (0.5, -0.5))
@@ -157,7 +157,7 @@ def lesion_shape(lesions: Lesions, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor
     depth = 1 - rho / boundary.clamp_min(0.1)
     ramp = (depth / _per_pixel(lesions.edge)).clamp(0, 1)
     opacity = _per_pixel(lesions.opacity) * ramp * ramp * (3 - 2 * ramp)
-    return opacity.unsqueeze(1), (opacity > 0).unsqueeze(1)
+    return opacity.unsqueeze(1)
 
 
 def cut_patches(donors: Tensor, lesions: Lesions, y: Tensor, x: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ def paste_lesions(images: Tensor, lesions: Lesions, donors: Tensor | None = None
 def _by_window(lesions: Lesions, limits: tuple[int, ...]) -> Iterator[tuple[Lesions, tuple[int, int]]]:
     """Yield lesions of about the same size with their window: a small one need not work on the window of a large one.
 
-    The window of a lesion follows from its own extent, so that it does not depend on the rest of the batch.
+    The window of a lesion follows from its own extent and from the noise that was drawn with it.
     """
     need = 2 * lesions.extent.ceil() + 3
     steps = ((need / _SMALLEST_WINDOW).log() / math.log(_WINDOW_RATIO)).ceil().clamp_min(0).long()
@@ -267,7 +267,7 @@ def _patches(
     top, left = window_corner(lesions.centre, size, donors.shape[-2:])
     y = (top[:, None] + _steps(size[0], top) - lesions.centre[:, :1])[:, :, None]
     x = (left[:, None] + _steps(size[1], left) - lesions.centre[:, 1:])[:, None, :]
-    opacity, _ = lesion_shape(lesions, y, x)
+    opacity = lesion_shape(lesions, y, x)
     with torch.autocast(donors.device.type, enabled=False):  # half a digit of colour would tint grey images
         patches = change_look(cut_patches(donors, lesions, y, x), lesions, opacity)
     return _window_index(lesions.image, top, left, size), lesions.order, opacity, patches

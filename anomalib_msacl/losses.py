@@ -310,7 +310,7 @@ class DenseLesion(nn.Module):
             if len(bank[0])
             else [patches.sum()[None][:0]] * 2
         )
-        lesion_distance, normal_distance = (distance[distance.isfinite()] for distance in distances)
+        lesion_distance, normal_distance = (distance[~distance.isinf()] for distance in distances)
         return lesion_margin_loss(lesion_distance, normal_distance, self.margin, self.temperature)
 
 

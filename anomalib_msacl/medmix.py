@@ -172,8 +172,9 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         outline = self._outline(total, draw)
         extent = outline_extent(radius, aspect, outline)
         donor = self._donor(image, len(images), draw)
-        centre = self._places(images, image, order, extent, draw)
-        source = self._sources(images, donor, draw)
+        weights, size = self._weights(images), images.shape[-2:]
+        centre = self._places(weights[image], size, order, extent, draw)
+        source = self._sample_cells(weights[donor], 1, size, draw)[:, 0] if total else centre
         window = [min(2 * math.ceil(float(extent.max())) + 3 if total else 1, limit) for limit in images.shape[-2:]]
         noise = draw.normal((total, 1, *window)) * draw.uniform(self.noise, total)[:, None, None, None]
         wave = [
@@ -205,16 +206,17 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         )
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw lesions for the image among the inputs (torchvision's extension point)."""
+        """Paste lesions into the image among the inputs (torchvision's extension point)."""
         images = [tensor for tensor in flat_inputs if not isinstance(tensor, tv_tensors.Mask)]
         if not images:
             raise InputError("MedMix: there is no image among the inputs; pass an image tensor, alone or with a mask.")
         batch = _batched(images[0])
-        return {"lesions": self.draw(batch), "donors": batch}
+        image, mask = self.apply(batch, self.draw(batch))
+        return {"image": image, "mask": mask}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Paste the lesions into an image, or add their masks to a mask (torchvision's extension point)."""
-        images, masks = self.apply(params["donors"], params["lesions"])
+        """Return the image with its lesions, or add them to a mask (torchvision's extension point)."""
+        images, masks = params["image"], params["mask"]
         if isinstance(inpt, tv_tensors.Mask):
             lesions = (masks if inpt.ndim == 4 else masks[:, 0] if inpt.ndim == 3 else masks[0, 0]).to(inpt.dtype)
             return tv_tensors.wrap(torch.maximum(inpt.as_subclass(Tensor), lesions), like=inpt)
@@ -264,11 +266,11 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         other = (image + 1 + draw.integers(batch - 1, len(image))) % batch
         return torch.where(draw.uniform((0.0, 1.0), len(image)) < self.other_image, other, image)
 
-    def _places(self, images: Tensor, image: Tensor, order: Tensor, extent: Tensor, draw: _Draw) -> Tensor:
+    def _places(self, weights: Tensor, size: torch.Size, order: Tensor, extent: Tensor, draw: _Draw) -> Tensor:
         """Return centres on the foreground that keep clear of the lesions before them, shape ``(N, 2)``."""
-        if len(image) == 0:
+        if len(order) == 0:
             return torch.zeros(0, 2, device=draw.target)
-        candidates = self._sample_cells(self._weights(images)[image], _CANDIDATES, images, draw)
+        candidates = self._sample_cells(weights, _CANDIDATES, size, draw)
         centre = candidates[:, 0].clone()
         for rank in range(1, int(order.max()) + 1):
             rows = (order == rank).nonzero().squeeze(1)
@@ -282,12 +284,6 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
             centre[rows] = candidates[rows, best]
         return centre
 
-    def _sources(self, images: Tensor, donor: Tensor, draw: _Draw) -> Tensor:
-        """Return where patches are cut, shape ``(N, 2)``."""
-        if len(donor) == 0:
-            return torch.zeros(0, 2, device=draw.target)
-        return self._sample_cells(self._weights(images)[donor], 1, images, draw)[:, 0]
-
     def _weights(self, images: Tensor) -> Tensor:
         """Return for each image how likely a lesion lies in each cell, shape ``(B, cells, cells)``."""
         if not self.keep_on_foreground:
@@ -300,13 +296,13 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         return torch.where(none[:, None, None], fraction, inner)
 
     @staticmethod
-    def _sample_cells(weights: Tensor, samples: int, images: Tensor, draw: _Draw) -> Tensor:
+    def _sample_cells(weights: Tensor, samples: int, size: torch.Size, draw: _Draw) -> Tensor:
         """Return ``(y, x)`` in pixels, drawn by the weights of the cells, shape ``(N, samples, 2)``."""
         cell = draw.multinomial(weights.flatten(1), samples)
         y, x = cell // _GRID, cell % _GRID
         offset = draw.uniform((0.0, 1.0), 2 * cell.numel()).reshape(*cell.shape, 2)
-        size = torch.tensor(images.shape[-2:], device=draw.target)
-        return (torch.stack([y, x], dim=-1) + offset) / _GRID * size - 0.5
+        sides = torch.tensor(size, device=draw.target)
+        return (torch.stack([y, x], dim=-1) + offset) / _GRID * sides - 0.5
 
 
 class _Draw:

@@ -76,7 +76,7 @@ class MsaclModel(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Return ``f_theta`` of images in [0, 1] of shape ``(B, 3, H, W)``: ``z`` of shape ``(B, projection)``."""
-        return cast("Tensor", self.projection(self._pooled(images)))
+        return cast("Tensor", self.projection(self.encoder(images)[1]))
 
     def terms(
         self, images: Tensor, masks: Tensor, classes: Tensor, owners: Tensor
@@ -128,15 +128,12 @@ class MsaclModel(nn.Module):
         anomaly_map = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
         return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
 
-    def _pooled(self, images: Tensor) -> Tensor:
-        return cast("Tensor", self.encoder(images)[1])
-
     def _position(self, images: Tensor) -> Tensor:
         """Return ``l_pos`` of normal views."""
         unit = self.encoder.granularity
         side = max(unit, round(min(images.shape[-2:]) / 2 / unit) * unit)
         patches, neighbours, positions = patch_pairs(images, side)
-        features = self._pooled(torch.cat([patches, neighbours]))
+        features = cast("Tensor", self.encoder(torch.cat([patches, neighbours]))[1])
         return cast("Tensor", self.position(*features.chunk(2), positions))
 
     def _dense(self, maps: list[Tensor], masks: Tensor, owners: Tensor) -> Tensor:

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl.data.checks import check_datamodule
-from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.encoder import Encoder, evaluating
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
 from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
 from anomalib_msacl.model import LesionHead, MsaclModel, class_separation
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.selection import KeepBest, normal_images
 from anomalib_msacl.views import WeakView
-from anomalib_msacl.weights import architecture_of, create_backbone, save_backbone
+from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
 
 _HEAD_LEARNING_RATE = 1e-3
 _HEAD_STEPS = 60
@@ -171,13 +171,21 @@ class Msacl(AnomalibModule):
     ) -> None:
         """Clip to the recipe's norm unless the trainer names one: ``l_ctr`` diverges without."""
         value = self.recipe.gradient_clip if gradient_clip_val is None else gradient_clip_val
-        self.clip_gradients(optimizer, value, gradient_clip_algorithm or "norm")
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        for group in optimizer.param_groups:  # apart, so that the lesion head does not slow the backbone down
+            clip(group["params"], value)
 
     def setup(self, stage: str) -> None:
         """Look at every image before any long work."""
+        if stage != "fit":
+            return
+        self._check_trainer()
+        check_target(self._target())
         datamodule = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and isinstance(datamodule, AnomalibDataModule):
+        if isinstance(datamodule, AnomalibDataModule):
             check_datamodule(datamodule)
+        if self.trainer.max_steps == -1:  # the trainer names no steps of its own
+            self.trainer.fit_loop.epoch_loop.max_steps = self.recipe.max_steps
 
     def on_fit_start(self) -> None:
         """Seed the pre-training: ``anomalib train --seed_everything`` of anomalib 2.7 has no effect."""
@@ -185,6 +193,8 @@ class Msacl(AnomalibModule):
 
     def on_train_start(self) -> None:
         """Compute the centres with the untouched encoder, once; a checkpoint brings them along."""
+        if self.trainer.global_step:  # a resumed run does not repeat the draws of the first
+            torch.manual_seed(self.recipe.seed + self.trainer.global_step)
         needed = self.recipe.centring > 0 or self.recipe.contrastive > 0
         if needed and not self.model.centring.ready:
             self._fix_centres()
@@ -200,7 +210,7 @@ class Msacl(AnomalibModule):
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         if z is not None:
             gap, spread = class_separation(z.detach(), classes)
-            self.log_dict({"class_gap": gap, "class_spread": spread, "class_separation": gap / spread})
+            self.log_dict({"class_gap": gap, "class_spread": spread, "class_separation": gap / spread.clamp_min(1e-6)})
         if self.train_lesion_head:
             head = LesionHead.loss(self.model.lesion_head(maps), masks)
             self.log("train_lesion_head", head.detach())
@@ -221,14 +231,14 @@ class Msacl(AnomalibModule):
 
     def on_train_end(self) -> None:
         """Save the backbone that was chosen."""
-        directory = Path(self.weights_dir or Path(self.trainer.default_root_dir) / "weights" / "timm")
-        self.save_weights(directory)
+        self.save_weights(self._target(), getattr(self.trainer, "datamodule", None))
 
-    def save_weights(self, directory: str | Path) -> Path:
+    def save_weights(self, directory: str | Path, datamodule: Any = None) -> Path:
         """Save the backbone in timm's folder format with a model card.
 
         Args:
-            directory: Folder to write.
+            directory: Folder to write; an earlier one of weights is replaced.
+            datamodule: What it was trained on, for the model card.
 
         Returns:
             The folder.
@@ -241,7 +251,7 @@ class Msacl(AnomalibModule):
             "license": self.origin.license,
             **({"input_size": [3, *size]} if size else {}),
         }
-        return save_backbone(self.encoder.backbone, self.architecture, directory, self._card(), config)
+        return save_backbone(self.encoder.backbone, self.architecture, directory, self._card(datamodule), config)
 
     def backbone_replaced(self, images: Tensor) -> None:
         """Train the lesion head anew on the backbone that was chosen.
@@ -257,7 +267,7 @@ class Msacl(AnomalibModule):
             for _ in range(_HEAD_STEPS):
                 chosen = images[torch.randperm(len(images))[: self.recipe.batch_size]].to(self.device)
                 batch, masks, _, _ = self._synthesise(chosen, 1)
-                with torch.no_grad():
+                with torch.no_grad(), evaluating(self.encoder):
                     maps = self.encoder(batch, pooled=False)[0]
                 optimizer.zero_grad()
                 torch.autograd.backward(LesionHead.loss(head(maps), masks))
@@ -289,9 +299,10 @@ class Msacl(AnomalibModule):
         """Fix ``c_n = E f_theta0(a(x))`` over training images."""
         features, labels, seen = [], [], 0
         for batch in self.trainer.train_dataloader or ():
-            images = self.prepare(normal_images(batch).to(self.device))
+            images = self.prepare(normal_images(batch).to(self.device))[: self.recipe.centre_images - seen]
             synthetic, _, classes, _ = self._synthesise(images, 1)
-            features.append(self.model.embed(synthetic))
+            with evaluating(self.encoder):
+                features.append(self.model.embed(synthetic))
             labels.append(classes)
             seen += len(images)
             if seen >= self.recipe.centre_images:
@@ -301,8 +312,7 @@ class Msacl(AnomalibModule):
     def _check_sizes(self) -> None:
         """Refuse settings that cannot work before any data is read."""
         transform = getattr(self.pre_processor, "transform", None)
-        normalises = any(isinstance(part, Normalize) for part in getattr(transform, "transforms", [transform]))
-        if normalises:
+        if any(isinstance(part, Normalize) for part in transform_parts(transform)):
             raise InputError(
                 "Msacl: the pre_processor normalises, but lesions are made on [0, 1] and the model normalises itself; "
                 "leave Normalize out."
@@ -313,10 +323,51 @@ class Msacl(AnomalibModule):
                 f"Msacl: images of {size[0]} x {size[1]} pixels are smaller than a lesion; set an image_size of at "
                 f"least {MINIMUM_SIDE}."
             )
+        if size and self.recipe.max_steps:
+            self._try_out(tuple(size))
 
-    def _card(self) -> str:
+    def _try_out(self, size: tuple[int, ...]) -> None:
+        """Send one image through all that will be trained: what cannot work shall fail now."""
+        recipe, image = self.recipe, torch.zeros(1, 3, *size)
+        masks, classes = image[:, :1], torch.zeros(1, dtype=torch.long)
+        with evaluating(self.encoder):
+            try:
+                terms, maps, _ = self.model.terms(image, masks, classes, classes)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"the backbone {self.architecture!r} cannot take images of {size[0]} x {size[1]} pixels "
+                    f"({str(error).splitlines()[0]}); set the size that it was built for, or name another backbone."
+                ) from error
+        dense = recipe.dense > 0 and any(layer.requires_grad for layer in maps)
+        if not dense and not any(value.requires_grad for name, value in terms.items() if name != "dense"):
+            raise InputError(
+                f"nothing would be trained: with frozen_stride {recipe.frozen_stride} and layers "
+                f"{', '.join(self.encoder.layers)} no term of the recipe reaches a weight; lower frozen_stride, name "
+                "deeper layers or switch a term on."
+            )
+
+    def _check_trainer(self) -> None:
+        """Refuse trainers that the pre-training cannot run on."""
+        if self.trainer.world_size > 1:
+            raise InputError(
+                f"MSACL pre-training runs on one device, but the trainer has {self.trainer.world_size}; set "
+                "trainer.devices to 1."
+            )
+        if str(self.trainer.precision).endswith("16-true"):
+            raise InputError(
+                f"MSACL pre-training cannot run in {self.trainer.precision}; set trainer.precision to 32-true, "
+                "bf16-mixed or 16-mixed."
+            )
+        if self.recipe.max_steps == 0 and self.trainer.max_steps < 1:
+            raise InputError("recipe.max_steps is 0, so Msacl has nothing to train; set it above 0.")
+
+    def _target(self) -> Path:
+        """Return the folder that the weights go to."""
+        return Path(self.weights_dir or Path(self.trainer.default_root_dir) / "weights" / "timm")
+
+    def _card(self, datamodule: Any) -> str:
         """Return the model card of the weights."""
-        datamodule = getattr(self._trainer, "datamodule", None) if self._trainer else None
+        steps = self.trainer.global_step if self._trainer else 0
         data = getattr(datamodule, "train_data", None)
         scores = "\n".join(
             f"| {step} | {score.image_auroc:.4f} | {score.pixel_auroc:.4f} |"
@@ -335,7 +386,8 @@ class Msacl(AnomalibModule):
             size=" x ".join(map(str, self.input_size or ())) or "unknown",
             mean=list(self.mean),
             std=list(self.std),
-            verdict=self.selection.verdict(),
+            steps=steps,
+            verdict=self.selection.verdict() if steps else "No step was made: these are the initial weights.",
             table=table,
             recipe=json.dumps(self.recipe.plain(), indent=2),
             versions=versions,
@@ -353,7 +405,7 @@ tags: [anomaly-detection, self-supervised, msacl]
 - data: {data}, {images} normal training images
 - input: {size} pixels, mean {mean}, std {std}
 - layers of the dense term: {layers}
-- seed: in the recipe
+- steps made: {steps}; seed and settings: in the recipe below
 - versions: {versions}
 
 {verdict}
@@ -365,6 +417,13 @@ Load with `timm.create_model("local-dir:DIR", pretrained=True)`, or name `DIR` a
 {recipe}
 ```
 """
+
+
+def transform_parts(transform: Any) -> list[Any]:
+    """Return the steps of a transform, however deep they are nested in ``Compose``."""
+    if isinstance(transform, Compose):
+        return [part for step in transform.transforms for part in transform_parts(step)]
+    return [] if transform is None else [transform]
 
 
 def _build(kind: Any, place: str, arguments: dict[str, Any]) -> Any:

@@ -44,8 +44,10 @@ class Recipe:
             rate diverges.
         centre_images: Training images that the fixed centres are computed from, at most.
         projection: Dimension of ``f_theta``.
-        max_steps: Optimiser steps; 0 keeps the initial weights.
-        batch_size: Images a step; each is seen once per class and view.
+        max_steps: Optimiser steps, unless the trainer of :class:`Msacl` names its own. With the callback 0 hands the
+            initial weights over as they are.
+        batch_size: Images a step, each seen once per class and view. The callback's; :class:`Msacl` takes the
+            datamodule's ``train_batch_size``.
         views: Weak views of each image in a step.
         optimizer: ``adamw``, or ``sgd`` with momentum .9 as in the paper.
         learning_rate: Peak, after the warm-up; falls by a cosine to 0.
@@ -55,7 +57,8 @@ class Recipe:
         frozen_stride: Stages of a convolutional backbone up to this output stride keep their weights; 0 trains all.
         train_batch_norm: Update BatchNorm statistics, which would then describe images with lesions too.
         evaluations: How often a candidate is compared on held-out normal images; 0 keeps the last step.
-        held_out: Part of the training images that is held out for that when there is no validation set, in (0, .5].
+        held_out: Part of the training images that the callback holds out for that, in (0, .5]; :class:`Msacl` takes
+            the normal images of the datamodule's validation set.
         evaluation_images: Held-out images used, at most; each is seen once as it is and once with lesions.
         seed: Seed of the pre-training.
         medmix: Arguments of :class:`anomalib_msacl.MedMix` that differ from its defaults.
@@ -129,5 +132,5 @@ class Recipe:
 
     @property
     def uses_image_terms(self) -> bool:
-        """Whether any term needs the pooled features of whole images."""
-        return max(self.centring, self.contrastive, self.augmentation, self.position) > 0
+        """Whether any term needs the pooled features of whole images; relative positions take those of patches."""
+        return max(self.centring, self.contrastive, self.augmentation) > 0

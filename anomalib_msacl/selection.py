@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.encoder import Encoder, evaluating
 from anomalib_msacl.losses import cells
 from anomalib_msacl.medmix import MedMix
 from anomalib_msacl.recipe import Recipe
@@ -59,18 +59,17 @@ class Probe:
     @torch.no_grad()
     def score(self, encoder: Encoder, device: torch.device) -> Score:
         """Return the score of an encoder; its training mode is left as it was."""
-        training = encoder.training
-        encoder.eval()
-        maps = self._patches(encoder, self.bank, device)
-        bank = maps.flatten(0, 2)
-        bank = bank[self.order[: len(bank)].argsort()[:_BANK].to(device)]
-        distance = torch.cat(
-            [
-                torch.cdist(self._patches(encoder, chunk, device).flatten(1, 2), bank).amin(dim=-1)
+        with evaluating(encoder):
+            maps = self._patches(encoder, self.bank, device)
+            bank = maps.flatten(0, 2)
+            bank = bank[self.order[: len(bank)].argsort()[:_BANK].to(device)]
+            distances = [
+                torch.cdist(self._patches(encoder, chunk, device).flatten(0, 2), bank).amin(dim=-1)
                 for chunk in _chunks(self.images)
             ]
-        ).cpu()
-        encoder.train(training)
+        distance = torch.cat(distances).reshape(len(self.images), -1).cpu()
+        if not distance.isfinite().all():
+            return Score(0.0, 0.0)  # training has diverged: never the best
         masks = cells(self.masks, maps.movedim(-1, 1)).flatten(1) > 0.5
         labels = self.masks.flatten(1).amax(dim=1).long()
         # torchmetrics takes scores outside [0, 1] for logits and saturates: bring them into it, order untouched.
@@ -124,6 +123,7 @@ class KeepBest(Callback):
         self._best: dict[str, Tensor] = {}
         self._probe: Probe | None = None
         self._seen = -1
+        self._settled = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data and tensors, so that a resumed run goes on choosing."""
@@ -138,7 +138,7 @@ class KeepBest(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the questions and put the untouched backbone to them."""
         module = cast("Pretrainable", pl_module)
-        self._seen = trainer.global_step
+        self._seen, self._settled = trainer.global_step, False
         if self.recipe.evaluations == 0:
             return
         bank = _collect(trainer.train_dataloader, module, self.recipe.evaluation_images)
@@ -164,28 +164,40 @@ class KeepBest(Callback):
             every = math.ceil(total / self.recipe.evaluations) if math.isfinite(total) else 25
             if last or step % every == 0:
                 self._compare(trainer, pl_module)
+                score = self.history[step]
+                pl_module.log_dict(
+                    {"held_out_image_auroc": score.image_auroc, "held_out_pixel_auroc": score.pixel_auroc}
+                )
             if last:
-                self._restore(pl_module, step)
+                self._restore(trainer, pl_module)
         if last:
             trainer.should_stop = True  # lets the last validation run when the steps end within an epoch
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose all the same when training was stopped early; checkpoints of then do not have it."""
+        if self._probe is not None and not self._settled:
+            if trainer.global_step not in self.history:
+                self._compare(trainer, pl_module)
+            self._restore(trainer, pl_module)
 
     def _compare(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the present backbone and remember it if it is the best."""
         step, module = trainer.global_step, cast("Pretrainable", pl_module)
         score = cast("Probe", self._probe).score(module.encoder, pl_module.device)
         self.history[step] = score
-        if step:
-            pl_module.log_dict({"held_out_image_auroc": score.image_auroc, "held_out_pixel_auroc": score.pixel_auroc})
+        if score.value == 0:
+            logger.warning("MSACL: the features of step %d are not finite; try a smaller learning_rate.", step)
         if self.best_step is None or score.value > self.history[self.best_step].value:
             self.best_step = step
             state = module.encoder.backbone.state_dict()
             self._best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
-    def _restore(self, pl_module: LightningModule, step: int) -> None:
+    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring back the best backbone and say which it is."""
         module = cast("Pretrainable", pl_module)
+        self._settled = True
         logger.info("%s", self.verdict())
-        if self.best_step != step:
+        if self.best_step != trainer.global_step:
             module.encoder.backbone.load_state_dict(self._best)
             module.backbone_replaced(cast("Probe", self._probe).bank)
 
@@ -193,7 +205,7 @@ class KeepBest(Callback):
         """Return one sentence: which step won, against what."""
         if self.best_step is None:
             return "MSACL: nothing was compared; the weights of the last step are kept."
-        untouched, best = self.history[0], self.history[self.best_step]
+        untouched, best = self.history[min(self.history)], self.history[self.best_step]
         if self.best_step == 0:
             return (
                 f"MSACL: pre-training did not help on held-out normal images with MedMix lesions, so the untouched "

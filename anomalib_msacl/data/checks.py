@@ -36,7 +36,7 @@ class _Inspection:
 def check_datamodule(
     datamodule: AnomalibDataModule,
     minimum_train_images: int = 4,
-    minimum_side: int = 32,
+    minimum_side: int = 24,  # smaller ones hold lesions of a pixel, however far they are enlarged
 ) -> dict[str, str]:
     """Check every image of a datamodule that has been set up.
 
@@ -72,6 +72,10 @@ def check_datamodule(
 def _image_paths(datamodule: AnomalibDataModule, subset: str, only_abnormal: bool = False) -> list[str]:
     """List the distinct image paths of a subset, none where the subset or the asked-for label is missing."""
     samples = getattr(getattr(datamodule, subset, None), "samples", None)
+    if samples is not None and len(samples) and "image_path" not in samples:
+        raise InputError(
+            f"the datamodule '{datamodule.name}' names no image files in {subset}: use one that reads files"
+        )
     if samples is None or "image_path" not in samples:
         return []
     if only_abnormal:

@@ -79,7 +79,7 @@ class Phantom(Folder):
         *,
         image_size: int = 128,
         train_images: int = 100,
-        test_images: int = 60,
+        test_images: int = 120,
         seed: int = 0,
         train_batch_size: int = 32,
         eval_batch_size: int = 32,

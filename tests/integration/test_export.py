@@ -81,9 +81,14 @@ def test_openvino_agrees_with_torch_where_the_package_and_the_weights_are_gone(
 
 
 def test_msacl_itself_exports_to_openvino(
-    make_msacl: Callable[..., Any], make_engine: Callable[..., Any], phantom_root: Path, tmp_path: Path
+    make_msacl: Callable[..., Any],
+    make_engine: Callable[..., Any],
+    phantom_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    msacl, engine = make_msacl(), make_engine(max_steps=4)
+    monkeypatch.chdir(tmp_path)  # OpenVINO leaves a cache in the working folder
+    msacl, engine = make_msacl(), make_engine()
     engine.fit(msacl, datamodule=phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.2, seed=0))
     path = engine.export(msacl, ExportType.OPENVINO, export_root=tmp_path / "out", ckpt_path=engine.best_model_path)
     image = torch.rand(3, 64, 64)

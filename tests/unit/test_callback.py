@@ -126,6 +126,16 @@ def test_the_key_follows_recipe_images_and_initial_weights(
     assert len(keys) == 4
 
 
+def test_one_callback_serves_one_model_after_the_other(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    made, models = callback(recipe=Recipe(max_steps=0)), [make_patchcore(), make_patchcore()]
+    for model in models:
+        fit(model, made, make_engine, phantom_root)
+    first, second = (tensors(find_extractor(model)) for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_no_steps_hand_the_initial_weights_over(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, initial: Path
 ) -> None:

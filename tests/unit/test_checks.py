@@ -135,7 +135,7 @@ def test_small_image(root):
     write_images(root / "good", 1, 6, side=16)
     message = message_of(check_datamodule, ready(root))
     assert "000.png (16 pixels)" in message
-    assert "at least 32 pixels" in message
+    assert "at least 24 pixels" in message
     assert len(check_datamodule(ready(root), minimum_side=16)) == 5
 
 

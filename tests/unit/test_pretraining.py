@@ -14,10 +14,12 @@ import torch
 from anomalib.data import ImageBatch, PredictDataset
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import InputError, Msacl, Recipe
+from anomalib_msacl.recipe import TERMS
 from anomalib_msacl.selection import Probe, Score
 from tests.conftest import phantom
 
@@ -232,6 +234,62 @@ def test_the_saved_configuration_carries_normalisation_and_size(make_msacl: Make
     assert config["input_size"] == [3, 64, 64]
 
 
+def test_the_recipe_sets_the_steps_unless_the_trainer_does(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    msacl, engine = make_msacl(Recipe(max_steps=3, batch_size=4, evaluations=0, centre_images=4)), make_engine()
+    train(msacl, engine, phantom_root)
+    assert engine.trainer.global_step == 3
+    assert "steps made: 3;" in (tmp_path / "weights" / "README.md").read_text()
+
+
+class Stop(Callback):
+    """Stops after two steps, as early stopping or a time limit would."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop = trainer.global_step >= 2
+
+
+def test_stopped_early_the_best_step_is_saved_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    shown = script(monkeypatch, [0.9, 0.5, 0.5])
+    msacl = make_msacl(Recipe(max_steps=40, batch_size=4, evaluations=2, evaluation_images=8, centre_images=4))
+    train(msacl, make_engine(callbacks=[Stop()]), phantom_root)
+    saved = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True).state_dict()
+    assert len(shown) == 2
+    assert equal(saved, shown[0])
+
+
+def test_a_folder_with_something_else_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Msacl, "training_step", lambda *_: pytest.fail("training has begun"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(InputError, match="holds something else"):
+        train(make_msacl(weights_dir=tmp_path / "full"), make_engine(), phantom_root)
+
+
+@pytest.mark.parametrize(
+    ("options", "recipe", "message"),
+    [
+        ({"precision": "bf16-true"}, {}, "cannot run in bf16-true"),
+        ({}, {"max_steps": 0}, "nothing to train"),
+    ],
+)
+def test_trainers_that_cannot_serve_are_refused(
+    options: dict[str, Any],
+    recipe: dict[str, Any],
+    message: str,
+    make_msacl: Make,
+    make_engine: Make,
+    phantom_root: Path,
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(make_msacl(Recipe(**recipe)), make_engine(**options), phantom_root)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -239,10 +297,13 @@ def test_the_saved_configuration_carries_normalisation_and_size(make_msacl: Make
         ({"layers": ["layer9"]}, r"layer 'layer9' does not exist in this backbone; its layers are act1, layer1"),
         ({"image_size": 24}, "smaller than a lesion"),
         ({"recipe": Recipe(medmix={"radios": 1})}, r"recipe.medmix: .*radios"),
-        ({"recipe": Recipe(view={"scale": [2.0, 1.0]})}, r"scale is \(2.0, 1.0\)"),
+        ({"recipe": Recipe(view={"scale": [2.0, 1.0]})}, r"scale is \[2.0, 1.0\]"),
         ({"pre_processor": PreProcessor(Compose([Resize((64, 64)), Normalize([0.5], [0.5])]))}, "leave Normalize out"),
+        ({"pre_processor": PreProcessor(Compose([Compose([Normalize([0.5], [0.5])])]))}, "leave Normalize out"),
+        ({"recipe": Recipe(**dict.fromkeys(TERMS[:-1], 0.0), frozen_stride=16)}, "nothing would be trained"),
+        ({"backbone": "test_vit", "image_size": 72}, "cannot take images of 72 x 72 pixels"),
     ],
-    ids=["backbone", "layer", "size", "medmix", "view", "normalise"],
+    ids=["backbone", "layer", "size", "medmix", "view", "normalise", "nested", "frozen", "fixed size"],
 )
 def test_settings_that_cannot_work_are_refused_at_once(changes: dict[str, Any], message: str, make_msacl: Make) -> None:
     with pytest.raises(InputError, match=message):

@@ -41,4 +41,4 @@ def test_unknown_names_are_refused_with_those_that_exist() -> None:
 def test_image_terms_are_needed_only_if_one_is_on() -> None:
     off = {"centring": 0.0, "contrastive": 0.0, "augmentation": 0.0, "position": 0.0}
     assert not Recipe(**off).uses_image_terms
-    assert Recipe(**{**off, "position": 0.1}).uses_image_terms
+    assert Recipe(**{**off, "centring": 0.1}).uses_image_terms

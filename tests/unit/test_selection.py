@@ -63,3 +63,7 @@ def test_scoring_leaves_training_mode_and_weights_alone() -> None:
     probe().score(network, torch.device("cpu"))
     assert network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_features_that_are_not_finite_never_win() -> None:
+    assert probe().score(encoder(float("nan")), torch.device("cpu")) == Score(0.0, 0.0)

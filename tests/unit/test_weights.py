@@ -181,3 +181,24 @@ def test_the_digest_sees_one_bit_and_the_names() -> None:
     renamed = {"a": tensors["a"], "c": tensors["b"]}
     assert len({digest(tensors), digest(changed), digest(renamed)}) == 3
     assert digest(tensors) == digest(dict(reversed(tensors.items())))
+
+
+def test_a_folder_with_something_else_in_it_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    model, _ = create_backbone("test_resnet", "random")
+    with pytest.raises(InputError, match=r"holds something else; name a new or empty folder"):
+        save(model, "test_resnet", tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_hand_over_reaches_models_that_timm_wraps() -> None:
+    model, _ = create_backbone("deit_tiny_patch16_224", "random")
+    target = timm.create_model("deit_tiny_patch16_224", features_only=True)
+    hand_over(model, target)
+    assert torch.equal(target.state_dict()["model.cls_token"], model.state_dict()["cls_token"])
+
+
+def test_a_file_without_a_state_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(InputError, match="do not fit the backbone"):
+        create_backbone("test_resnet", str(tmp_path / "tensor.pth"))
