@@ -148,6 +148,7 @@ class MsaclPretraining(Callback):
             max_epochs=-1,
             limit_val_batches=0,
             num_sanity_val_steps=0,
+            log_every_n_steps=10,
             logger=CSVLogger(self.root, name="logs", version=cast("Path", self.directory).name),
             enable_checkpointing=False,
             enable_model_summary=False,
