@@ -13,6 +13,7 @@ import timm
 import torch
 from anomalib.data import ImageBatch, PredictDataset
 from anomalib.engine import Engine
+from anomalib.models import get_model, list_models
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -217,6 +218,11 @@ def test_without_validation_images_the_last_step_is_kept_and_said(
     engine.fit(msacl, datamodule=phantom(phantom_root, val_split_mode="none"))
     assert "no held-out normal images" in caplog.text
     assert msacl.selection.best_step is None
+
+
+def test_anomalib_knows_the_model_by_name() -> None:
+    assert "msacl" in list_models()
+    assert isinstance(get_model("msacl", backbone="test_resnet", weights="random"), Msacl)
 
 
 def test_sgd_trains_too(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:
