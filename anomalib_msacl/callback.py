@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_msacl.data.checks import check_datamodule
+from anomalib_msacl.encoder import stages_of
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
 from anomalib_msacl.pretraining import Msacl, transform_parts
 from anomalib_msacl.recipe import Recipe
@@ -194,8 +195,7 @@ def check_layers(model: AnomalibModule, extractor: TimmFeatureExtractor) -> None
     missing = [layer for layer in asked if layer not in extractor.layers]
     if missing or not extractor.layers:
         network, _ = create_backbone(cast("str", extractor.backbone), "random")
-        info = getattr(network, "feature_info", [])
-        names = ", ".join(stage["module"] for stage in getattr(info, "info", info))
+        names = ", ".join(stage["module"] for stage in stages_of(network))
         raise InputError(
             f"layer {(missing or asked or ['-'])[0]!r} does not exist in the backbone {extractor.backbone!r}; "
             f"its layers are {names}."

@@ -46,7 +46,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.stages = _stages(backbone)
+        self.stages = stages_of(backbone)
         names = [stage["module"] for stage in self.stages]
         self.index = [_layer_index(layer, names) for layer in layers] if layers else _default_layers(self.stages)
         self.layers = [names[index] for index in self.index]
@@ -124,8 +124,12 @@ def is_transformer(backbone: nn.Module) -> bool:
     return hasattr(backbone, "num_prefix_tokens") and hasattr(backbone, "blocks")
 
 
-def _stages(backbone: nn.Module) -> list[dict[str, Any]]:
-    """Return timm's description of the stages: module, num_chs, reduction."""
+def stages_of(backbone: nn.Module) -> list[dict[str, Any]]:
+    """Return timm's description of the stages of a backbone: module, num_chs, reduction.
+
+    Raises:
+        InputError: If the architecture gives no feature maps.
+    """
     info = getattr(backbone, "feature_info", None)
     info = getattr(info, "info", info)
     if not info or not hasattr(backbone, "forward_intermediates"):
