@@ -11,28 +11,27 @@ from typing import Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule
-from anomalib.models.components import AnomalibModule, TimmFeatureExtractor
+from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_msacl.data.checks import check_datamodule
-from anomalib_msacl.encoder import stages_of
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
+from anomalib_msacl.hand_over import PretrainedBackbone, check_kind, find_backbone
 from anomalib_msacl.pretraining import Msacl, transform_parts
 from anomalib_msacl.recipe import Recipe
-from anomalib_msacl.weights import create_backbone, digest, hand_over
+from anomalib_msacl.weights import create_backbone, digest
 
 logger = logging.getLogger(__name__)
 
 if Path(sys.argv[0]).stem == "anomalib":  # anomalib's models are built before any object of this package
     show_input_errors_as_one_line()
 
-_FORMAT = 1  # raise when weights of an older format must not be reused
+_FORMAT = 2  # raise when weights of an older format must not be reused
 
 
 class MsaclPretraining(Callback):
@@ -43,8 +42,8 @@ class MsaclPretraining(Callback):
     to predict or to be exported.
 
     Args:
-        weights: Initial weights: ``timm``, ``offline``, ``random`` or a path; see
-            :func:`anomalib_msacl.weights.create_backbone`. None takes those that the model was built with.
+        weights: Initial weights: ``timm``, ``torchvision``, ``offline``, ``random``, ``hf-hub:OWNER/NAME`` or a
+            path; see :func:`anomalib_msacl.weights.create_backbone`. None takes those that the model was built with.
         recipe: How to pre-train.
         root: Folder for pre-trained weights. A run with the same images, recipe and initial weights reuses them.
 
@@ -64,6 +63,12 @@ class MsaclPretraining(Callback):
         self.root = Path(root)
         self.directory: Path | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse models that are never fitted, for which :meth:`on_fit_start` would never be called."""
+        del trainer, stage
+        if isinstance(pl_module, AnomalibModule):
+            check_kind(pl_module)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pre-train and hand over; not in ``setup``, where a checkpoint to resume from is not known yet."""
         self.directory = None
@@ -80,36 +85,38 @@ class MsaclPretraining(Callback):
 
     def _hand_over(self, trainer: Trainer, model: AnomalibModule, datamodule: AnomalibDataModule) -> None:
         """Check everything, find or make the weights, and put them into the model."""
-        extractor = find_extractor(model)
-        check_layers(model, extractor)
+        target = find_backbone(model)
         digests = check_datamodule(datamodule)
-        msacl = self._msacl(model, extractor)
+        msacl = self._msacl(model, target)
         self.directory = self.root / f"{msacl.architecture}-{self._key(msacl, datamodule, digests)[:12]}"
         if (self.directory / "config.json").is_file():
             logger.info("MSACL: same images, recipe and initial weights as before: reusing %s.", self.directory)
-            backbone = create_backbone(msacl.architecture, str(self.directory))[0]
+            backbone = create_backbone(msacl.architecture, str(self.directory), target.model_args)[0]
         else:
-            hand_over(msacl.encoder.backbone, cast("nn.Module", extractor.feature_extractor))  # fails now or never
+            target.fill(msacl.encoder.backbone)  # fails now or never
             self._pretrain(msacl, trainer, datamodule)
             backbone = msacl.encoder.backbone
-        hand_over(backbone, cast("nn.Module", extractor.feature_extractor))
-        logger.info("MSACL: the backbone of %s has the weights of %s.", model.name, self.directory)
+        target.fill(backbone)
+        logger.info(
+            "MSACL: %s of %s has the weights of %s.", ", ".join(target.networks), type(model).__name__, self.directory
+        )
 
-    def _msacl(self, model: AnomalibModule, extractor: TimmFeatureExtractor) -> Msacl:
+    def _msacl(self, model: AnomalibModule, target: PretrainedBackbone) -> Msacl:
         """Build the pre-training model for the backbone, layers, size and normalisation of a model."""
-        weights = self.weights or _weights_of(model)
+        weights = self.weights or _weights_of(model, target)
         transforms = transform_parts(getattr(model.pre_processor, "transform", None))
         normalise = next((part for part in transforms if isinstance(part, Normalize)), None)
         resize = [part for part in transforms if not isinstance(part, Normalize)]
         return Msacl(
-            backbone=cast("str", extractor.backbone),
+            backbone=target.architecture,
             weights=weights,
-            layers=extractor.layers,
+            layers=target.layers,
             recipe=self.recipe,
             weights_dir=None,
             mean=normalise.mean if normalise else (0.0, 0.0, 0.0),
             std=normalise.std if normalise else (1.0, 1.0, 1.0),
             train_lesion_head=False,
+            backbone_args=dict(target.model_args),
             pre_processor=PreProcessor(transform=Compose(resize)) if resize else False,
             post_processor=False,
             evaluator=False,
@@ -124,6 +131,7 @@ class MsaclPretraining(Callback):
             "images": sorted(digests.values()),
             "initial": digest(msacl.encoder.backbone.state_dict()),
             "layers": msacl.encoder.layers,
+            "model_args": dict(msacl.origin.model_args),
             "normalisation": [list(msacl.mean), list(msacl.std)],
             "transforms": [repr(getattr(msacl.pre_processor, "transform", None)), repr(datamodule.train_augmentations)],
         }
@@ -157,49 +165,6 @@ class MsaclPretraining(Callback):
             default_root_dir=self.root,
         )
         trainer.fit(msacl, datamodule=images)
-
-
-def find_extractor(model: AnomalibModule) -> TimmFeatureExtractor:
-    """Return the pre-trained feature extractor of a model.
-
-    anomalib wraps pre-trained networks, and those alone, in a ``TimmFeatureExtractor`` without gradients; students and
-    decoders are trained and must stay random.
-
-    Args:
-        model: A model of anomalib.
-
-    Returns:
-        Its one extractor.
-
-    Raises:
-        InputError: If there is none, or more than one.
-    """
-    found = [
-        module for module in model.modules() if isinstance(module, TimmFeatureExtractor) and not module.requires_grad
-    ]
-    if len(found) != 1 or not isinstance(found[0].backbone, str):
-        raise InputError(
-            f"MsaclPretraining: {type(model).__name__} has {len(found)} frozen timm feature extractors built by name, "
-            "but exactly one is needed; use a model such as Patchcore or Padim with a backbone by name."
-        )
-    return found[0]
-
-
-def check_layers(model: AnomalibModule, extractor: TimmFeatureExtractor) -> None:
-    """Refuse layers that anomalib has dropped with only a warning.
-
-    Raises:
-        InputError: If a layer that was asked for does not exist.
-    """
-    asked = list(model.hparams.get("layers") or extractor.layers)
-    missing = [layer for layer in asked if layer not in extractor.layers]
-    if missing or not extractor.layers:
-        network, _ = create_backbone(cast("str", extractor.backbone), "random")
-        names = ", ".join(stage["module"] for stage in stages_of(network))
-        raise InputError(
-            f"layer {(missing or asked or ['-'])[0]!r} does not exist in the backbone {extractor.backbone!r}; "
-            f"its layers are {names}."
-        )
 
 
 class _TrainingImages(LightningDataModule):
@@ -244,11 +209,12 @@ def _known(pl_module: LightningModule, trainer: Trainer) -> tuple[AnomalibModule
     return pl_module, datamodule
 
 
-def _weights_of(model: AnomalibModule) -> str | None:
+def _weights_of(model: AnomalibModule, target: PretrainedBackbone) -> str | None:
     """Return the initial weights that a model was built with."""
-    if model.hparams.get("pre_trained", True):
-        return None
-    raise InputError(
-        f"MsaclPretraining: {type(model).__name__} was built with pre_trained: false and the callback has no weights; "
-        "give it weights: timm, offline or a folder, or random if that is meant."
-    )
+    if not model.hparams.get("pre_trained", True):
+        raise InputError(
+            f"MsaclPretraining: {type(model).__name__} was built with pre_trained: false and the callback has no "
+            "weights; give it weights: timm, offline or a folder, or random if that is meant."
+        )
+    # A folder named as the backbone, or a name on the hub, brings its own.
+    return "torchvision" if target.library == "torchvision" else None

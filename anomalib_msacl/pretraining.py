@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from anomalib_msacl.selection import KeepBest, normal_images
 from anomalib_msacl.views import WeakView
 from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
 
+logger = logging.getLogger(__name__)
+
 _HEAD_LEARNING_RATE = 1e-3
 _HEAD_STEPS = 60
 
@@ -43,9 +46,9 @@ class Msacl(AnomalibModule):
     Validation looks at the normal images of the validation set and adds MedMix lesions to copies of them.
 
     Args:
-        backbone: A timm name, or ``local-dir:DIR``.
-        weights: Initial weights: ``timm``, ``offline``, ``random`` or a path; see
-            :func:`anomalib_msacl.weights.create_backbone`.
+        backbone: A timm name, ``local-dir:DIR`` or ``hf-hub:OWNER/NAME``.
+        weights: Initial weights: ``timm``, ``torchvision``, ``offline``, ``random``, ``hf-hub:OWNER/NAME`` or a
+            path; see :func:`anomalib_msacl.weights.create_backbone`.
         layers: Layers of the dense term and of the lesion head; chosen by stride if None.
         image_size: Side in pixels that images are resized to, unless ``pre_processor`` is given.
         recipe: How to pre-train.
@@ -53,6 +56,7 @@ class Msacl(AnomalibModule):
         mean: Normalisation; that of the initial weights if None.
         std: Normalisation; that of the initial weights if None.
         train_lesion_head: Train the lesion head; not needed where only the backbone is wanted.
+        backbone_args: Further arguments of the architecture in timm, e.g. ``{"img_size": 392}``.
         pre_processor: Must not normalise: lesions are made on [0, 1], the model normalises itself.
         post_processor: As in anomalib.
         evaluator: As in anomalib.
@@ -73,6 +77,7 @@ class Msacl(AnomalibModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         train_lesion_head: bool = True,
+        backbone_args: dict[str, Any] | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -87,7 +92,7 @@ class Msacl(AnomalibModule):
         self.architecture = architecture_of(backbone)
         self.weights_dir = weights_dir
         self.train_lesion_head = train_lesion_head
-        network, self.origin = create_backbone(backbone, weights)
+        network, self.origin = create_backbone(backbone, weights, backbone_args)
         self.mean, self.std = tuple(mean or self.origin.mean), tuple(std or self.origin.std)
         encoder = Encoder(network, layers, self.mean, self.std, self.recipe.frozen_stride, self.recipe.train_batch_norm)
         with torch.random.fork_rng(devices=[]):
@@ -97,6 +102,9 @@ class Msacl(AnomalibModule):
         self.view = _build(WeakView, "recipe.view", self.recipe.view)
         self.selection = KeepBest(self.recipe)
         self._check_sizes()
+        mismatch = self.origin.mismatch(encoder.layers, self.mean, self.std, self.input_size)
+        if mismatch:
+            logger.warning("MSACL: %s", mismatch)
 
     @property
     def encoder(self) -> Encoder:
@@ -251,7 +259,15 @@ class Msacl(AnomalibModule):
             "license": self.origin.license,
             **({"input_size": [3, *size]} if size else {}),
         }
-        return save_backbone(self.encoder.backbone, self.architecture, directory, self._card(datamodule), config)
+        return save_backbone(
+            self.encoder.backbone,
+            self.architecture,
+            directory,
+            self._card(datamodule),
+            config,
+            self.encoder.layers,
+            self.origin.model_args,
+        )
 
     def backbone_replaced(self, images: Tensor) -> None:
         """Train the lesion head anew on the backbone that was chosen.
@@ -282,6 +298,7 @@ class Msacl(AnomalibModule):
             "mean": list(self.mean),
             "std": list(self.std),
             "layers": list(self.encoder.layers),
+            "backbone_args": dict(self.origin.model_args),
         }
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **plain}
 

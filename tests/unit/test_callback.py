@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
 
 from anomalib_msacl import InputError, Msacl, MsaclPretraining, Recipe
-from anomalib_msacl.callback import find_extractor
+from anomalib_msacl.hand_over import find_backbone
 from anomalib_msacl.weights import create_backbone, save_backbone
 from tests.conftest import phantom
 
@@ -44,8 +44,14 @@ def initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(model, "test_resnet", tmp_path_factory.mktemp("initial") / "weights", "", config)
 
 
-def tensors(extractor: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in extractor.feature_extractor.state_dict().items()}
+def network(model: Any) -> nn.Module:
+    """The one network that holds the backbone of a model."""
+    (found,) = find_backbone(model).networks.values()
+    return found
+
+
+def tensors(model: Any) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network(model).state_dict().items()}
 
 
 def fit(model: Any, callback: MsaclPretraining, engine: Make, root: Path, **options: Any) -> Any:
@@ -63,16 +69,16 @@ def test_the_model_gets_the_saved_weights_bit_by_bit_and_they_are_new(
     fit(kept, first, make_engine, phantom_root)
     saved = timm.create_model(f"local-dir:{first.directory}", pretrained=True).state_dict()
     untouched = create_backbone("test_resnet", first.weights)[0].state_dict()
-    handed = tensors(find_extractor(kept))
+    handed = tensors(kept)
     assert all(torch.equal(handed[name], saved[name]) for name in handed)
     assert all(torch.equal(handed[name], untouched[name]) for name in handed)
 
     trained = make_patchcore()
     fit(trained, callback(recipe=Recipe(max_steps=4, batch_size=4, evaluations=0)), make_engine, phantom_root)
-    changed = tensors(find_extractor(trained))
+    changed = tensors(trained)
     assert any(not torch.equal(changed[name], untouched[name]) for name in changed)
     images = torch.rand(2, 3, 64, 64)
-    before, after = (find_extractor(model)(images)["layer3"] for model in (kept, trained))
+    before, after = (network(model)(images)[-1] for model in (kept, trained))
     assert not torch.allclose(before, after)
 
 
@@ -104,7 +110,7 @@ def test_a_second_run_reuses_the_weights_and_says_so(
     fit(models[1], callbacks[1], make_engine, phantom_root)
     assert callbacks[0].directory == callbacks[1].directory
     assert "reusing" in caplog.text
-    first, second = (tensors(find_extractor(model)) for model in models)
+    first, second = (tensors(model) for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -132,7 +138,7 @@ def test_one_callback_serves_one_model_after_the_other(
     made, models = callback(recipe=Recipe(max_steps=0)), [make_patchcore(), make_patchcore()]
     for model in models:
         fit(model, made, make_engine, phantom_root)
-    first, second = (tensors(find_extractor(model)) for model in models)
+    first, second = (tensors(model) for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -142,7 +148,7 @@ def test_no_steps_hand_the_initial_weights_over(
     model = make_patchcore()
     fit(model, callback(recipe=Recipe(max_steps=0)), make_engine, phantom_root)
     expected = create_backbone("test_resnet", str(initial))[0].state_dict()
-    handed = tensors(find_extractor(model))
+    handed = tensors(model)
     assert all(torch.equal(handed[name], expected[name]) for name in handed)
 
 
@@ -173,7 +179,7 @@ def test_resuming_the_detector_pre_trains_nothing(
     trainer = Trainer(callbacks=[again], max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False)
     trainer.fit(second, datamodule=phantom(phantom_root), ckpt_path=engine.best_model_path, weights_only=False)
     assert not (tmp_path / "unused").exists()
-    one, two = tensors(find_extractor(first)), tensors(find_extractor(second))
+    one, two = tensors(first), tensors(second)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -184,10 +190,10 @@ def test_padim_and_a_transformer_work_too(
     padim = Padim("test_resnet", LAYERS, pre_trained=False, n_features=20, pre_processor=processor, visualizer=False)
     fit(padim, callback(), make_engine, phantom_root)
     vit = make_patchcore(backbone="test_vit", layers=["blocks.2", "blocks.4"])
-    before = tensors(find_extractor(vit))
+    before = tensors(vit)
     recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
     fit(vit, callback(weights="random", recipe=recipe), make_engine, phantom_root)
-    assert any(not torch.equal(before[name], tensor) for name, tensor in tensors(find_extractor(vit)).items())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in tensors(vit).items())
 
 
 def test_teachers_are_found_and_students_are_not() -> None:
@@ -198,13 +204,13 @@ def test_teachers_are_found_and_students_are_not() -> None:
     for name, grad in made.items():
         extractor = TimmFeatureExtractor("test_resnet", LAYERS, pre_trained=False, requires_grad=grad)
         setattr(stfpm, f"{name}_model", extractor)
-    assert find_extractor(stfpm) is stfpm.teacher_model
+    assert list(find_backbone(stfpm).networks) == ["teacher_model.feature_extractor"]
 
 
 def test_models_without_a_pretrained_backbone_are_refused(
     callback: Make, make_engine: Make, phantom_root: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"Ganomaly has 0 frozen timm feature extractors .* use a model such as"):
+    with pytest.raises(InputError, match=r"Ganomaly has no pre-trained image backbone .* use a model such as"):
         fit(Ganomaly(visualizer=False), callback(), make_engine, phantom_root)
 
 
@@ -243,6 +249,6 @@ def test_the_default_weights_are_those_of_the_model(
     make_patchcore: Make, make_engine: Make, phantom_root: Path, initial: Path, tmp_path: Path
 ) -> None:
     model = make_patchcore(backbone=f"local-dir:{initial}", pre_trained=True)
-    before = tensors(find_extractor(model))
+    before = tensors(model)
     fit(model, MsaclPretraining(recipe=Recipe(max_steps=0), root=tmp_path / "m"), make_engine, phantom_root)
-    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(find_extractor(model)).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())

@@ -7,7 +7,8 @@ from torch import nn
 
 from anomalib_msacl.encoder import Encoder, is_transformer
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.weights import create_backbone, hand_over
+from anomalib_msacl.hand_over import hand_over
+from anomalib_msacl.weights import create_backbone
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 LAYERS = {

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
+import shutil
 from pathlib import Path
 
-import huggingface_hub.constants
+import huggingface_hub
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from anomalib_msacl import InputError
-from anomalib_msacl.weights import architecture_of, create_backbone, digest, hand_over, save_backbone
+from anomalib_msacl.hand_over import hand_over
+from anomalib_msacl.weights import FILES, architecture_of, create_backbone, digest, push_backbone, save_backbone
 
 SHARED = Path(__file__).parents[3] / "shared" / "weights" / "tf_efficientnet_lite0"
 
@@ -199,6 +204,188 @@ def test_hand_over_reaches_models_that_timm_wraps() -> None:
 
 
 def test_a_file_without_a_state_is_refused(tmp_path: Path) -> None:
-    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
     with pytest.raises(InputError, match="do not fit the backbone"):
-        create_backbone("test_resnet", str(tmp_path / "tensor.pth"))
+        create_backbone("test_resnet", str(tmp_path / "tensor.ckpt"))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "model.pt", "model.pkl"])
+def test_only_safetensors_and_checkpoints_are_read(name: str, tmp_path: Path) -> None:
+    model, _ = create_backbone("test_resnet", "random")
+    torch.save(model.state_dict(), tmp_path / name)
+    with pytest.raises(InputError, match=r"only \.safetensors files, folders with a model.safetensors and checkpoints"):
+        create_backbone("test_resnet", str(tmp_path / name))
+
+
+def test_a_folder_with_pickled_weights_only_is_refused(folder: tuple[nn.Module, Path]) -> None:
+    (folder[1] / "model.safetensors").unlink()
+    torch.save(folder[0].state_dict(), folder[1] / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"cannot read weights from .*model.safetensors: there is no such file"):
+        create_backbone("test_resnet", str(folder[1]))
+
+
+@pytest.mark.parametrize("key", ["pretrained_cfg", "checkpoint_path", "pretrained", "cache_dir"])
+def test_a_configuration_cannot_make_timm_read_other_files(folder: tuple[nn.Module, Path], key: str) -> None:
+    path = folder[1] / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_args": {key: "evil.bin"}}))
+    with pytest.raises(InputError, match=rf"sets {key} in model_args"):
+        create_backbone("test_resnet", str(folder[1]))
+
+
+def test_arguments_of_the_architecture_travel_with_the_weights(tmp_path: Path) -> None:
+    model, origin = create_backbone("test_vit", "random", {"img_size": 64})
+    directory = save_backbone(model, "test_vit", tmp_path / "saved", "", {}, ["blocks.1"], origin.model_args)
+    again, made = create_backbone("test_vit", str(directory))
+    assert same(model, again)
+    assert made.layers == ("blocks.1",)
+    assert made.model_args["img_size"] in (64, [64, 64])
+    assert same(model, timm.create_model(f"local-dir:{directory}", pretrained=True))
+    with pytest.raises(InputError, match=r"pos_embed has shape .* they were made for another input size"):
+        create_backbone("test_vit", str(directory), {"img_size": 96})
+    with pytest.raises(InputError, match=r"'test_vit' cannot be created with \{'legs': 4\} .*; correct the arguments"):
+        create_backbone("test_vit", "random", {"legs": 4})
+
+
+def test_tags_of_weights_are_not_part_of_the_architecture(tmp_path: Path) -> None:
+    model, _ = create_backbone("test_resnet.r160_in1k", "random")
+    assert architecture_of("test_resnet.r160_in1k") == "test_resnet"
+    directory = save(model, architecture_of("test_resnet.r160_in1k"), tmp_path / "saved")
+    assert same(model, create_backbone("test_resnet.r160_in1k", str(directory))[0])
+
+
+class FakeTorchvision:
+    """Stands for torchvision's entry of weights, without a download."""
+
+    def __init__(self, name: str) -> None:
+        self.DEFAULT, self.name = self, "IMAGENET1K_V1"
+        torch.manual_seed(3)
+        self.network = torchvision.models.get_model(name, weights=None).eval()
+
+    def get_state_dict(self, **_: object) -> dict[str, torch.Tensor]:
+        return dict(self.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "node", "layer"),
+    [
+        ("resnet18", {}, "layer3", 3),
+        ("vgg11_bn", {}, "features.28", -1),
+        ("efficientnet_b0", {"bn_eps": 1e-5}, "features.6", 3),
+    ],
+)
+def test_torchvisions_weights_give_torchvisions_features(
+    name: str, args: dict[str, float], node: str, layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeTorchvision(name)
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda _: fake)
+    backbone, origin = create_backbone(name, "torchvision", args)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        traced = create_feature_extractor(fake.network, [node])
+        assert torch.equal(traced(images)[node], _stage(backbone.eval(), images, node, layer))
+    assert (origin.description, origin.mean[0]) == (f"torchvision: {name} (IMAGENET1K_V1)", 0.485)
+
+
+def _stage(backbone: nn.Module, images: torch.Tensor, node: str, layer: int) -> torch.Tensor:
+    """Return the feature map of timm that torchvision calls by the name of the node."""
+    if node == "features.6":  # no stage of timm ends there
+        maps = backbone.bn1(backbone.conv_stem(images))
+        for block in backbone.blocks[:6]:
+            maps = block(maps)
+        return maps
+    return backbone.forward_intermediates(images, intermediates_only=True)[layer]
+
+
+def test_torchvision_without_the_architecture_or_a_connection_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"cannot get torchvision's weights of 'test_resnet'"):
+        create_backbone("test_resnet", "torchvision")
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda _: FakeTorchvision("resnet34"))
+    with pytest.raises(InputError, match=r"torchvision's 'resnet18' is not timm's"):
+        create_backbone("resnet18", "torchvision")
+
+
+def test_a_mismatch_is_told_in_one_sentence(folder: tuple[nn.Module, Path]) -> None:
+    model, _ = create_backbone("test_resnet", "random")
+    config = {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 64, 64]}
+    save_backbone(model, "test_resnet", folder[1], "", config, ["layer2", "layer3"])
+    origin = create_backbone("test_resnet", str(folder[1]))[1]
+    half = [0.5] * 3
+    assert origin.mismatch(["layer3"], half, half, (64, 64)) == ""
+    assert origin.mismatch(["layer3"], half, half, None) == ""
+    told = origin.mismatch(["layer1"], [0.485, 0.456, 0.406], half, (96, 96))
+    assert "mean [0.5, 0.5, 0.5]" in told
+    assert "not mean [0.485, 0.456, 0.406]" in told
+    assert "images of 64 x 64 pixels, not 96 x 96" in told
+    assert "the layers layer2, layer3, not layer1" in told
+    # Weights of others tell no size and no layers: only the normalisation can be wrong.
+    other = create_backbone("test_resnet", "random")[1]
+    assert other.mismatch(["layer1"], other.mean, other.std, (96, 96)) == ""
+
+
+class FakeHub:
+    """A hub in a folder, with the interface of the hub client that is used."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.calls = root, []
+
+    def create_repo(self, repository: str, *, private: bool, exist_ok: bool) -> None:
+        self.calls.append((repository, private, exist_ok))
+        (self.root / repository).mkdir(parents=True, exist_ok=exist_ok)
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str) -> None:
+        assert commit_message
+        for name in allow_patterns:
+            shutil.copy(Path(folder_path) / name, self.root / repo_id / name)
+
+    def snapshot_download(self, repository: str, *, allow_patterns: list[str]) -> str:
+        copy = self.root / "cache" / repository
+        copy.mkdir(parents=True, exist_ok=True)
+        for path in (self.root / repository).iterdir():
+            if path.name in allow_patterns:
+                shutil.copy(path, copy / path.name)
+        return str(copy)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    fake = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake.snapshot_download)
+    return fake
+
+
+def test_weights_go_to_a_hub_and_come_back_bit_by_bit(folder: tuple[nn.Module, Path], hub: FakeHub) -> None:
+    (folder[1] / "patients.csv").write_text("private")
+    name = push_backbone(folder[1], "team/heads")
+    assert name == "hf-hub:team/heads"
+    assert hub.calls == [("team/heads", True, True)]
+    assert sorted(path.name for path in (hub.root / "team/heads").iterdir()) == sorted(FILES)
+    (hub.root / "team/heads" / "modeling.py").write_text("raise SystemExit")
+    for model, origin in (create_backbone(name), create_backbone("test_resnet", name)):
+        assert same(model, folder[0])
+        assert origin.mean == (0.1, 0.2, 0.3)
+    assert architecture_of(name) == "test_resnet"
+    assert not (hub.root / "cache/team/heads/modeling.py").exists()
+    with pytest.raises(InputError, match=r"are of architecture 'test_resnet', not of the backbone 'resnet18'"):
+        create_backbone("resnet18", name)
+
+
+def test_the_hub_client_still_has_the_interface_that_is_stubbed() -> None:
+    for real, stub in (
+        (huggingface_hub.HfApi.create_repo, FakeHub.create_repo),
+        (huggingface_hub.HfApi.upload_folder, FakeHub.upload_folder),
+        (huggingface_hub.snapshot_download, FakeHub.snapshot_download),
+    ):
+        keywords = inspect.getfullargspec(stub).kwonlyargs
+        assert set(keywords) <= inspect.signature(real).parameters.keys()
+
+
+def test_a_hub_that_refuses_is_one_sentence(folder: tuple[nn.Module, Path], hub: FakeHub) -> None:
+    with pytest.raises(InputError, match=r"cannot get 'no/body' from the hub"):
+        create_backbone("hf-hub:no/body")
+    (hub.root / "file").parent.mkdir(exist_ok=True)
+    (hub.root / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot push .* to 'file/x' .*log in with"):
+        push_backbone(folder[1], "file/x")
+    with pytest.raises(InputError, match="is not a weights folder"):
+        push_backbone(folder[1].parent, "team/heads")
