@@ -88,6 +88,8 @@ class MsaclPretraining(Callback):
         target = find_backbone(model)
         digests = check_datamodule(datamodule)
         msacl = self._msacl(model, target)
+        if msacl.input_size:
+            target.check_size(msacl.input_size)
         self.directory = self.root / f"{msacl.architecture}-{self._key(msacl, datamodule, digests)[:12]}"
         if (self.directory / "config.json").is_file():
             logger.info("MSACL: same images, recipe and initial weights as before: reusing %s.", self.directory)

@@ -70,8 +70,15 @@ class Encoder(nn.Module):
     @property
     def granularity(self) -> int:
         """Image sides must be multiples of this many pixels for a transformer; 32 for a convolutional backbone."""
-        patch = getattr(getattr(self.backbone, "patch_embed", None), "patch_size", None)
-        return int(patch[0]) if patch else 32
+        patch = getattr(getattr(self.backbone, "patch_embed", None), "patch_size", None) or 32
+        return int(patch if isinstance(patch, int) else patch[0])
+
+    @property
+    def fixed_side(self) -> int | None:
+        """Side in pixels that images must have, for architectures that take no other; None for all others."""
+        strict = (module for module in self.backbone.modules() if getattr(module, "strict_img_size", False))
+        sides = (int(cast("Any", module).img_size[0]) for module in strict if _reads_images(module))
+        return next(sides, None)
 
     def train(self, mode: bool = True) -> Encoder:
         """Set the training mode; BatchNorm stays in evaluation mode unless it is to be trained and is not frozen."""
@@ -138,6 +145,11 @@ def stages_of(backbone: nn.Module) -> list[dict[str, Any]]:
             f"backbone {name} gives no intermediate feature maps in timm; choose one that does, such as resnet18."
         )
     return [dict(stage) for stage in info]
+
+
+def _reads_images(embedding: nn.Module) -> bool:
+    """Whether a patch embedding is the first: some transformers have one before every stage."""
+    return getattr(getattr(embedding, "proj", None), "in_channels", 0) == 3
 
 
 def _layer_index(layer: str | int, names: list[str]) -> int:

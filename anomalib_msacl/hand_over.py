@@ -7,8 +7,8 @@ works without a change here. Only what the networks do not tell stands in the ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import timm
@@ -17,7 +17,7 @@ from anomalib import LearningType
 from anomalib.models.components import AnomalibModule, TimmFeatureExtractor
 from torch import nn
 
-from anomalib_msacl.encoder import stages_of
+from anomalib_msacl.encoder import evaluating, stages_of
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.weights import create_backbone
 
@@ -39,6 +39,7 @@ class PretrainedBackbone:
         library: Whose weights the model was built with: ``timm`` or ``torchvision``.
         layers: The layers that the model reads, by name or index; None if the networks do not tell.
         model_args: Further arguments of the architecture, for :func:`anomalib_msacl.weights.create_backbone`.
+        extractor: anomalib's wrapper around the network, if there is one.
     """
 
     architecture: str
@@ -46,6 +47,37 @@ class PretrainedBackbone:
     library: str = "timm"
     layers: list[str | int] | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    extractor: TimmFeatureExtractor | None = None
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Send one image through anomalib's own extractor: what it cannot use shall fail before the pre-training.
+
+        Args:
+            size: Height and width of the images in pixels.
+
+        Raises:
+            InputError: If the extractor takes no images of this size, or if it returns maps with the channels last,
+                as those of Swin transformers are, which anomalib's models take for the height.
+        """
+        if self.extractor is None:
+            return
+        parameter = next(self.extractor.parameters())
+        image = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
+        try:
+            with torch.no_grad(), evaluating(self.extractor):
+                maps = list(self.extractor(image).values())
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"anomalib's extractor with the backbone {self.architecture!r} cannot take images of "
+                f"{size[0]} x {size[1]} pixels ({(str(error).splitlines() or ['-'])[0]}); resize to the size that it "
+                "was built for, or name another backbone."
+            ) from error
+        channels = zip(maps, self.extractor.out_dims, strict=True)
+        if self.extractor.output_fmt == "NCHW" and any(one.shape[1] != dim for one, dim in channels):
+            raise InputError(
+                f"the backbone {self.architecture!r} gives its maps with the channels last, which anomalib's models "
+                "take for channels first, so that their scores mean nothing; name another backbone."
+            )
 
     def fill(self, backbone: nn.Module) -> None:
         """Copy weights into every network.
@@ -89,8 +121,7 @@ def find_backbone(model: AnomalibModule) -> PretrainedBackbone:
             f"{' and '.join(architectures)}, but one is needed; choose a backbone of one architecture."
         )
     networks = {name: network for one in found for name, network in one.networks.items()}
-    first = found[0]
-    return PretrainedBackbone(first.architecture, networks, first.library, first.layers, first.model_args)
+    return replace(found[0], networks=networks)
 
 
 def check_kind(model: AnomalibModule) -> None:
@@ -169,7 +200,7 @@ def _describe(model: AnomalibModule, name: str, network: nn.Module) -> Pretraine
         inner = cast("nn.Module", network.feature_extractor)
         _check_layers(model, network)
         place = f"{name}.feature_extractor"
-        return PretrainedBackbone(network.backbone, {place: inner}, layers=network.layers, model_args=_args(inner))
+        return PretrainedBackbone(network.backbone, {place: inner}, "timm", network.layers, _args(inner), network)
     if isinstance(network, TimmFeatureExtractor | torch.fx.GraphModule):
         known = TORCHVISION.get(type(model).__name__, "")
         architecture = model.hparams.get(known, known)

@@ -131,7 +131,7 @@ class MsaclModel(nn.Module):
     def _position(self, images: Tensor) -> Tensor:
         """Return ``l_pos`` of normal views."""
         unit = self.encoder.granularity
-        side = max(unit, round(min(images.shape[-2:]) / 2 / unit) * unit)
+        side = self.encoder.fixed_side or max(unit, round(min(images.shape[-2:]) / 2 / unit) * unit)
         patches, neighbours, positions = patch_pairs(images, side)
         features = cast("Tensor", self.encoder(torch.cat([patches, neighbours]))[1])
         return cast("Tensor", self.position(*features.chunk(2), positions))
