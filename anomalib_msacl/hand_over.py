@@ -65,7 +65,7 @@ class PretrainedBackbone:
         image = torch.zeros(1, 3, *size, device=parameter.device, dtype=parameter.dtype)
         try:
             with torch.no_grad(), evaluating(self.extractor):
-                maps = list(self.extractor(image).values())
+                maps = list(TimmFeatureExtractor.forward(self.extractor, image).values())  # U-Flow overrides it
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"anomalib's extractor with the backbone {self.architecture!r} cannot take images of "

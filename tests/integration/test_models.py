@@ -89,11 +89,11 @@ WORKS: dict[str, Row] = {
         {"backbone": "vit_small_patch16_dinov3", "patch_size": 64, "patch_overlap": 16, "layers": [5, 11]},
         112,
     ),
-    "Supersimplenet": Row(INNER, RESNET),
+    "Supersimplenet": Row(INNER, RESNET, 256),  # its noise does not fit smaller maps
     "Uflow": Row(EXTRACTOR, {**RESNET, "flow_steps": 1}),
     "UniNet": Row(
         ("model.teachers.source_teacher", "model.teachers.target_teacher"),
-        {"teacher_backbone": "resnet18", "student_backbone": "resnet18"},
+        {"teacher_backbone": "resnet50", "student_backbone": "resnet50"},
         trained=("model.teachers.target_teacher",),
     ),
 }
