@@ -89,7 +89,7 @@ WORKS: dict[str, Row] = {
         {"backbone": "vit_small_patch16_dinov3", "patch_size": 64, "patch_overlap": 16, "layers": [5, 11]},
         112,
     ),
-    "Supersimplenet": Row(INNER, RESNET, 256),  # its noise does not fit smaller maps
+    "Supersimplenet": Row(INNER, RESNET, 128),  # its noise does not fit smaller maps
     "Uflow": Row(EXTRACTOR, {**RESNET, "flow_steps": 1}),
     "UniNet": Row(
         ("model.teachers.source_teacher", "model.teachers.target_teacher"),
