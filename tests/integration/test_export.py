@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
+from PIL import Image
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import MsaclPretraining, Recipe
@@ -145,20 +148,32 @@ def fit(name: str, work: Path, root: Path, weights: str, steps: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exports(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Figures of all exports of all models, from the checkpoints alone."""
+def checkpoints(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoints of all models, and nothing else."""
     work = tmp_path_factory.mktemp("exports")
     weights, steps = "random", 2
     for name in MODELS:
         weights, steps = str(fit(name, work, phantom_root, weights, steps)), 0
     shutil.rmtree(work / "msacl")
     shutil.rmtree(work / "results")
+    return work
+
+
+@pytest.fixture(scope="module")
+def exports(checkpoints: Path, phantom_root: Path) -> dict[str, Any]:
+    """Figures of all exports of all models, from the checkpoints alone."""
     root = next(phantom_root.glob("fundus*"))
-    command = [sys.executable, "-c", ELSEWHERE, str(work), str(root), *TOLERANCES]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    content: dict[str, Any] = json.loads((work / "result.json").read_text())
+    command = [sys.executable, "-c", ELSEWHERE, str(checkpoints), str(root), *TOLERANCES]
+    run(command, checkpoints)
+    content: dict[str, Any] = json.loads((checkpoints / "result.json").read_text())
     return content
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:
+    """Run a command in a folder and return what it prints."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize("kind", TOLERANCES)
@@ -180,6 +195,48 @@ def test_exports_agree_with_torch_where_the_package_and_the_weights_are_gone(
         assert len({round(score, 4) for score in scores}) > 4  # some lie beyond the normalised range
     if name != "Dfkde":
         assert torch.tensor([anomaly_map for _, anomaly_map in rows[kind]]).std(dim=0).max() > 0.01
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+
+
+def test_deployment_page_works_as_written(checkpoints: Path, phantom_root: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['anomalib_msacl'] = None\n")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    shutil.copy(checkpoints / "Patchcore.ckpt", tmp_path / "model.ckpt")
+    images = next(phantom_root.glob("fundus*")) / "test"
+    paths = sorted(images.rglob("*.png"))
+    (export,) = [block for block in blocks(page, "bash") if block.startswith("anomalib export")]
+    run(["bash", "-c", export], tmp_path, environment)
+    for script in blocks(page, "python"):
+        name = script.splitlines()[0].removeprefix("# ")
+        (tmp_path / name).write_text(script)
+    network = models.Patchcore.load_from_checkpoint(tmp_path / "model.ckpt").eval()
+    with torch.inference_mode():
+        expected = [network(read_image(path, as_tensor=True)[None]).pred_score.item() for path in paths]
+    files = ["exported/weights/openvino/model.xml"]
+    quantized = [sys.executable, "quantize.py", files[0], str(images.parent / "train"), "small.xml"]
+    run(quantized, tmp_path, environment)
+    for file, tolerance in ((files[0], 2e-3), ("small.xml", 0.5)):
+        out = tmp_path / f"seen-{Path(file).stem}"
+        lines = run([sys.executable, "screen.py", file, str(images), str(out)], tmp_path, environment).splitlines()
+        rows = [line.split("\t") for line in lines if line.count("\t") == 2]
+        assert [row[0] for row in rows] == [str(path) for path in paths]
+        for (_, score, label), wanted in zip(rows, expected, strict=True):
+            assert float(score) == pytest.approx(wanted, abs=tolerance)
+            if abs(float(score) - 0.5) > 1e-3:
+                assert label == ("abnormal" if float(score) > 0.5 else "normal")
+        pictures = [Image.open(out / f"{path.parent.name}_{path.name}") for path in paths]
+        assert {picture.size for picture in pictures} == {(64, 64)}
+        assert len({picture.tobytes() for picture in pictures}) == len(paths)
+    assert (tmp_path / "small.bin").stat().st_size < (tmp_path / files[0]).with_suffix(".bin").stat().st_size
 
 
 def test_msacl_itself_exports_to_openvino(
