@@ -13,7 +13,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "anomalib_msacl"
 # From the ground up; a module imports only from those before it.
-ORDER = ["errors", "functional", "medmix", "recipe", "losses", "views", "encoder", "weights", "data", "model"]
+ORDER = [
+    "errors",
+    "functional",
+    "medmix",
+    "recipe",
+    "losses",
+    "views",
+    "encoder",
+    "weights",
+    "data",
+    "metrics",
+    "model",
+]
 ORDER += ["selection", "pretraining", "callback"]
 
 
