@@ -284,7 +284,8 @@ def _curves(maps: Tensor, mask: Tensor) -> dict[str, Tensor | None]:
     regions = _plane(metric.perform_cca()).long().flatten(1)
     outside = maps.flatten(1)[regions == 0]
     highest = outside.topk(max(1, int(min(1.0, 2 * _LIMIT) * len(outside)))).values
-    thresholds = highest[torch.linspace(0, len(highest) - 1, _CURVE).long()].flip(0)
+    spread = torch.linspace(0, 1, _CURVE, dtype=torch.float64) ** 2  # dense where the curve is steep
+    thresholds = highest[(spread * (len(highest) - 1)).long()].flip(0)
     overlap, false, sizes = torch.zeros(len(maps), _CURVE), torch.zeros(len(maps), _CURVE), []
     for index, labels in enumerate(regions):
         reached = torch.searchsorted(thresholds, maps[index].flatten(), right=True)  # thresholds that a pixel reaches

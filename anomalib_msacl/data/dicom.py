@@ -152,7 +152,7 @@ def _grey(stored: Array, dataset: Any, pixels: Any) -> Picture:
         kind="dicom",
         range=(span[0], span[-1]) if span else None,
         shown=shown,
-        window=window,
+        window=window or ("all of 8 bits" if int(dataset.BitsStored) <= 8 else ""),
         inverse=inverse,
         padding=padding,
     )
