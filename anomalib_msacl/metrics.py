@@ -60,7 +60,8 @@ class Evidence:
     def select(self, rows: Tensor) -> Evidence:
         """Return the evidence of some images; rows may repeat."""
         values = ((item.name, getattr(self, item.name)) for item in fields(self))
-        return Evidence(**{name: None if value is None else value[rows] for name, value in values})
+        chosen: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values}
+        return Evidence(**chosen)
 
 
 def image_figures(evidence: Evidence) -> dict[str, float]:
@@ -257,7 +258,7 @@ def gather(maps: dict[str, Tensor]) -> Evidence:
 
 def ranks(score: Tensor) -> Tensor:
     """Return scores as ranks in [0, 1], equal ones alike: torchmetrics squashes others by a sigmoid."""
-    values, index = score.unique(sorted=True, return_inverse=True)
+    values, index = cast("tuple[Tensor, Tensor]", torch.unique(score, return_inverse=True))
     return index.float() / max(1, len(values) - 1)
 
 

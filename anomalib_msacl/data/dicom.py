@@ -114,6 +114,8 @@ def _check_pixel_data(dataset: Any, pixels: Any) -> None:
 def _attributes(dataset: Any, frame: int, attributes: Any) -> Any:
     """Put the attributes of a frame into an empty data set, those of an enhanced file where others have them."""
     attributes.update(dataset)
+    attributes.file_meta = dataset.file_meta  # the byte order of tables follows from it
+    attributes.set_original_encoding(*dataset.original_encoding)
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     each = dataset.get("PerFrameFunctionalGroupsSequence") or []
     for group in [*shared[:1], *each[frame : frame + 1]]:

@@ -29,7 +29,7 @@ from torchvision.tv_tensors import Image, Mask
 from anomalib_msacl.data.raster import deep_files, warn_of_lost_bits
 from anomalib_msacl.data.reader import ImageReader
 from anomalib_msacl.data.scratch import ScratchFolder
-from anomalib_msacl.data.splits import split_by_patient
+from anomalib_msacl.data.splits import patients_of, split_by_patient
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
 from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
 
@@ -197,7 +197,8 @@ def hold_out_with_lesions(
     if not 0 < ratio < 1:
         raise InputError(f"the part of the training images held out for validation is {ratio}: set it between 0 and 1")
     seed = int(torch.randint(1 << 31, ())) if seed is None else seed
-    train, held_out = split_by_patient(datamodule.train_data, ratio, seed)
+    least = 2 / max(2, patients_of(datamodule.train_data.samples).nunique())  # one image with lesions, one without
+    train, held_out = split_by_patient(datamodule.train_data, max(ratio, least), seed)
     if not isinstance(getattr(held_out, "reader", None), ImageReader):
         warn_of_lost_bits(deep_files(held_out.samples["image_path"]))
     datamodule.val_data = MedMixDataset(held_out, medmix, share, seed, cache)
