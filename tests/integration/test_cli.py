@@ -146,7 +146,7 @@ def test_dicom_files_from_pretraining_to_figures(dicom: Path, place: Path, monke
     cli = anomalib("train", "msacl_padim_dicom", *options)
     logged = cli.engine.trainer.callback_metrics
     assert set(logged) == FIGURES | {f"{name}_{end}" for name in FIGURES for end in ("low", "high")}
-    assert len(list(place.glob("results/Padim/my_dicom/v0/images/**/*.dcm.png"))) == 16
+    assert len(list(place.glob("results/Padim/my_dicom/v1/images/test/*/*.dcm.png"))) == 16
     assert not set(cli.datamodule.train_data.samples["patient"]) & set(cli.datamodule.val_data.samples["patient"])
 
 
