@@ -2,11 +2,13 @@
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar
 
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
+
+_NAMED = 5  # names that a sentence has room for
 
 # What timm says, and what a person can do about it.
 _UNKNOWN_MODEL = re.compile(r"Unknown model \(([^)]*)\)")
@@ -77,3 +79,16 @@ def show_input_errors_as_one_line() -> None:
     """
     if not isinstance(sys.excepthook, _OneLineHook):
         sys.excepthook = _OneLineHook(sys.excepthook)
+
+
+def name_some(names: Sequence[str], separator: str = ", ") -> str:
+    """Join names for a sentence, the first few in full.
+
+    >>> name_some(["a", "b"])
+    'a, b'
+    >>> name_some(list("abcdefg"))
+    'a, b, c, d, e and 2 more'
+    """
+    listed = separator.join(names[:_NAMED])
+    hidden = len(names) - _NAMED
+    return f"{listed} and {hidden} more" if hidden > 0 else listed

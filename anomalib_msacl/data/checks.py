@@ -12,9 +12,9 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName
 from PIL import Image, UnidentifiedImageError
 
-from anomalib_msacl.errors import InputError
+from anomalib_msacl.data.raster import sample_bits, warn_of_lost_bits
+from anomalib_msacl.errors import InputError, name_some
 
-_NAMED_FILES = 5
 _MAX_THREADS = 8
 
 
@@ -26,11 +26,13 @@ class _Inspection:
         sha256: Hex digest of the file's bytes, empty where the file cannot be read.
         side: Length of the shorter side in pixels, 0 where the image cannot be decoded.
         problem: Why the image cannot be decoded, empty where it can.
+        bits: Bits of a sample.
     """
 
     sha256: str = ""
     side: int = 0
     problem: str = ""
+    bits: int = 8
 
 
 def check_datamodule(
@@ -40,8 +42,9 @@ def check_datamodule(
 ) -> dict[str, str]:
     """Check every image of a datamodule that has been set up.
 
-    Each distinct file of the training, validation and test sets is read and fully decoded once. Subsets that do
-    not exist, and sample tables without labels, are passed over.
+    Each distinct file of the training, validation and test sets is read and fully decoded once; what a datamodule of
+    medical files has found out about them is taken over. Subsets that do not exist, and sample tables without labels,
+    are passed over. A warning names files of more than 8 bits that anomalib itself would read.
 
     Args:
         datamodule: The datamodule, after ``setup()``.
@@ -49,7 +52,8 @@ def check_datamodule(
         minimum_side: Smallest length of an image's shorter side accepted, in pixels.
 
     Returns:
-        The training images: path of the image to the SHA-256 hex digest of the file's bytes.
+        The training images: path of the image to the SHA-256 hex digest of the file's bytes, and of how they are
+        read where a reader of this package does it.
 
     Raises:
         InputError: On the first of these that holds, naming the files: there are no or too few training images; a
@@ -61,8 +65,11 @@ def check_datamodule(
     _check_train_labels(_image_paths(datamodule, "train_data", only_abnormal=True))
 
     subsets = ("train_data", "val_data", "test_data")
-    found = _inspect_all(path for subset in subsets for path in _image_paths(datamodule, subset))
+    known = {path: seen for subset in subsets for path, seen in _seen(datamodule, subset).items()}
+    paths = (path for subset in subsets for path in _image_paths(datamodule, subset) if path not in known)
+    found = known | _inspect_all(paths)
     _check_decoding(found)
+    warn_of_lost_bits([path for path, result in found.items() if result.bits > 8])
     _check_sides(found, minimum_side)
     evaluated = [path for subset in subsets[1:] for path in _image_paths(datamodule, subset, only_abnormal=True)]
     _check_no_abnormal_copies(found, train, evaluated)
@@ -86,6 +93,18 @@ def _image_paths(datamodule: AnomalibDataModule, subset: str, only_abnormal: boo
     return list(dict.fromkeys(str(path) for path in samples["image_path"]))
 
 
+def _seen(datamodule: AnomalibDataModule, subset: str) -> dict[str, _Inspection]:
+    """Return what the sample table of a subset says of its files; those of anomalib's own datasets say nothing."""
+    samples = getattr(getattr(datamodule, subset, None), "samples", None)
+    if samples is None or not {"sha256", "side"} <= set(samples):
+        return {}
+    rows = samples.dropna(subset=["sha256", "side"])
+    return {
+        str(path): _Inspection(digest, int(side))
+        for path, digest, side in zip(rows["image_path"], rows["sha256"], rows["side"], strict=True)
+    }
+
+
 def _inspect_all(paths: Iterable[str]) -> dict[str, _Inspection]:
     """Inspect each distinct file once; PIL releases the interpreter lock while it decodes."""
     distinct = list(dict.fromkeys(paths))
@@ -103,7 +122,7 @@ def _inspect(path: str) -> _Inspection:
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            return _Inspection(digest, min(image.size))
+            return _Inspection(digest, min(image.size), bits=sample_bits(image, content))
     except UnidentifiedImageError:
         return _Inspection(digest, problem="not an image")
     except Exception as error:  # PIL's decoders raise nearly any kind on corrupt bytes
@@ -129,7 +148,7 @@ def _check_train_labels(abnormal: Sequence[str]) -> None:
     if abnormal:
         raise InputError(
             f"the training set holds images labelled abnormal, but may hold normal ones only: move "
-            f"{_name_some(abnormal)} to the folder of abnormal images",
+            f"{name_some(abnormal)} to the folder of abnormal images",
         )
 
 
@@ -137,7 +156,7 @@ def _check_decoding(found: dict[str, _Inspection]) -> None:
     """Raise :class:`InputError` where files cannot be decoded."""
     broken = [f"{path} ({result.problem})" for path, result in found.items() if result.problem]
     if broken:
-        raise InputError(f"cannot decode {_name_some(broken)}: replace or remove such files")
+        raise InputError(f"cannot decode {name_some(broken)}: replace or remove such files")
 
 
 def _check_sides(found: dict[str, _Inspection], minimum: int) -> None:
@@ -146,7 +165,7 @@ def _check_sides(found: dict[str, _Inspection], minimum: int) -> None:
     if small:
         raise InputError(
             f"the shorter side of an image must have at least {minimum} pixels, which does not hold for "
-            f"{_name_some(small)}: remove them or give larger ones",
+            f"{name_some(small)}: remove them or give larger ones",
         )
 
 
@@ -156,19 +175,6 @@ def _check_no_abnormal_copies(found: dict[str, _Inspection], train: Sequence[str
     copies = [f"{path} (same as {original[found[path].sha256]})" for path in train if found[path].sha256 in original]
     if copies:
         raise InputError(
-            f"the training set holds abnormal images of the validation or test set: remove {_name_some(copies)} from "
+            f"the training set holds abnormal images of the validation or test set: remove {name_some(copies)} from "
             "the training folder",
         )
-
-
-def _name_some(names: Sequence[str]) -> str:
-    """Join names for a sentence, the first few in full.
-
-    >>> _name_some(["a", "b"])
-    'a, b'
-    >>> _name_some(list("abcdefg"))
-    'a, b, c, d, e and 2 more'
-    """
-    listed = ", ".join(names[:_NAMED_FILES])
-    hidden = len(names) - _NAMED_FILES
-    return f"{listed} and {hidden} more" if hidden > 0 else listed

@@ -55,7 +55,7 @@ class CheckedFolder(Folder):
             raise InputError(f"the root folder '{root}' of the dataset '{self.name}' is missing: set root to its path")
         extensions = _accepted_extensions(self.extensions)
         counts = {
-            argument: sum(_count_images(argument, root, folder, extensions) for folder in _as_list(folders))
+            argument: sum(_count_images(argument, root, folder, extensions) for folder in as_list(folders))
             for argument, folders in self._named_folders().items()
         }
         abnormal, masks = counts["abnormal_dir"], counts["mask_dir"]
@@ -75,7 +75,7 @@ class CheckedFolder(Folder):
         }
 
 
-def _as_list(folders: Directories) -> list[str | Path]:
+def as_list(folders: Directories) -> list[str | Path]:
     """Give a folder argument as a list, empty for ``None``."""
     if folders is None:
         return []
@@ -104,7 +104,7 @@ def _count_images(argument: str, root: Path, folder: str | Path, extensions: tup
     """
     path = root / folder
     if not path.is_dir():
-        raise InputError(f"{argument} '{folder}' is missing below '{root}': {_describe_neighbours(path)}")
+        raise InputError(f"{argument} '{folder}' is missing below '{root}': {describe_neighbours(path)}")
     count = sum(1 for file in path.glob("**/*") if file.suffix.lower() in extensions and not file.is_dir())
     if count == 0:
         raise InputError(
@@ -113,7 +113,7 @@ def _count_images(argument: str, root: Path, folder: str | Path, extensions: tup
     return count
 
 
-def _describe_neighbours(missing: Path) -> str:
+def describe_neighbours(missing: Path) -> str:
     """Say which folders exist where a missing one was looked for."""
     parent = next(above for above in missing.absolute().parents if above.is_dir())
     names = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
 from anomalib.cli.cli import AnomalibCLI
@@ -17,8 +19,9 @@ from PIL import Image
 
 from anomalib_msacl import InputError, Msacl
 from anomalib_msacl.__main__ import config_path, main
-from anomalib_msacl.data import Phantom
+from anomalib_msacl.data import MedMixDataset, Phantom
 from anomalib_msacl.weights import create_backbone, save_backbone
+from tests.medical_files import LOSSLESS, JPEGBaseline8Bit, change_dicom, tissue, write_dicom
 
 RECIPE = {"max_steps": 2, "batch_size": 4, "evaluations": 1, "evaluation_images": 4, "centre_images": 4}
 SMALL = [
@@ -33,6 +36,15 @@ def anomalib(command: str, config: str, *options: str) -> AnomalibCLI:
     """Run a command of anomalib in this process: the import alone takes ten seconds."""
     torch.manual_seed(0)
     return AnomalibCLI([command, "--config", str(config_path(config)), *TRAINER, *options])
+
+
+def at_size(size: int) -> list[str]:
+    """Options that make the images of a configuration small."""
+    step = "torchvision.transforms.v2.Resize"
+    transforms = [{"class_path": step, "init_args": {"size": [size, size], "antialias": True}}]
+    transforms += [{"class_path": "torchvision.transforms.v2.Normalize", "init_args": {"mean": [0.5], "std": [0.5]}}]
+    place = "--model.init_args.pre_processor.init_args.transform.init_args.transforms"
+    return [place, json.dumps(transforms)]
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +100,90 @@ def test_pretraining_alone_resumes_tests_and_predicts(place: Path) -> None:
     model += ["--model.weights", "offline", "--model.image_size", "128", "--model.layers", "[blocks.2,blocks.4]"]
     AnomalibCLI(["predict", *model, *TRAINER, "--data", str(images), "--ckpt_path", checkpoint])
     assert len(list(place.glob("results/Msacl/**/images/**/*.png"))) >= 4
+
+
+FIGURES = {"image_AUROC", "image_Sensitivity", "image_Specificity", "image_Accuracy"}
+FIGURES |= {"image_SensitivityAt95Specificity", "pixel_IoU", "pixel_Dice", "pixel_AUPRO"}
+# Ways in which a hospital's archive may have stored the same kind of picture.
+STORED: list[dict[str, Any]] = [{}, {"photometric": "MONOCHROME1"}, *({"syntax": syntax} for syntax in LOSSLESS)]
+STORED += [{"RescaleSlope": 2, "RescaleIntercept": -1024}, {"VOILUTFunction": "SIGMOID"}, {"PatientName": "X^Y"}]
+
+
+@pytest.fixture
+def dicom(tmp_path: Path) -> Path:
+    """A folder of DICOM files, one patient each, with masks."""
+    root = tmp_path / "dicom"
+    window = {"WindowCenter": 1200, "WindowWidth": 800}
+    for part, number, first in (("train/good", 16, 0), ("test/good", 8, 100), ("test/lesion", 8, 200)):
+        for index in range(number):
+            pixels, stored = tissue(first + index), STORED[index % len(STORED)]
+            if part == "test/lesion":
+                pixels[20:34, 30:40] = 2000
+                mask = Image.fromarray((pixels == 2000).astype(np.uint8) * 255)
+                (root / "ground_truth/lesion").mkdir(parents=True, exist_ok=True)
+                mask.save(root / f"ground_truth/lesion/{index}.png")
+            write_dicom(root / part / f"{index}.dcm", pixels, **{**window, **stored}, PatientID=f"{part} {index}")
+    return root
+
+
+def test_dicom_files_from_pretraining_to_figures(dicom: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = (tissue(7) // 8).astype(np.uint8)
+    options = ["--data.init_args.root", str(dicom), "--data.init_args.mask_dir", "ground_truth/lesion", *SMALL]
+    options += ["--model.init_args.evaluator.init_args.resamples", "20"]
+    bad = [write_dicom(dicom / f"train/good/bad{index}.dcm", tissue(50 + index)) for index in range(3)]
+    bad[0].write_bytes(b"no DICOM file at all")
+    change_dicom(bad[1], PixelData=None)
+    change_dicom(bad[2], PixelData=b"1" * 5000)
+    with monkeypatch.context() as patch:
+        patch.setattr(Msacl, "training_step", lambda *_: pytest.fail("training has begun"))
+        with pytest.raises(InputError, match="3 files cannot be used") as caught:
+            anomalib("train", "msacl_padim_dicom", *options)
+    for name, words in (("bad0", "is no DICOM file"), ("bad1", "no pixel data"), ("bad2", "has 5000 bytes")):
+        assert re.search(f"{name}.dcm [^;]*({words})", str(caught.value))
+    for path in bad:
+        path.unlink()
+    write_dicom(dicom / "train/good/lossy.dcm", small, JPEGBaseline8Bit, bits=8, PatientID="lossy")
+    cli = anomalib("train", "msacl_padim_dicom", *options)
+    logged = cli.engine.trainer.callback_metrics
+    assert set(logged) == FIGURES | {f"{name}_{end}" for name in FIGURES for end in ("low", "high")}
+    assert len(list(place.glob("results/Padim/my_dicom/v1/images/test/*/*.dcm.png"))) == 16
+    assert not set(cli.datamodule.train_data.samples["patient"]) & set(cli.datamodule.val_data.samples["patient"])
+
+
+def test_hyper_kvasir_from_its_folders(folder: Path, place: Path) -> None:
+    root = place / "kvasir"
+    shutil.copytree(folder / "train/good", root / "labeled-images/lower-gi-tract/anatomical-landmarks/cecum")
+    for name in ("ileum", "bbps-2-3"):
+        (root / f"labeled-images/lower-gi-tract/{name}").mkdir()
+        first = sorted((folder / "test/good").iterdir())[len(name) % 2]
+        shutil.copy(first, root / f"labeled-images/lower-gi-tract/{name}/{name}.png")
+    shutil.copytree(folder / "test/lesion", root / "segmented-images/images")
+    shutil.copytree(folder / "ground_truth/lesion", root / "segmented-images/masks")
+    data = [
+        "--data.init_args.root",
+        str(root),
+        "--data.init_args.train_normal",
+        "9",
+        "--data.init_args.test_normal",
+        "3",
+    ]
+    options = ["--model.init_args.evaluator.init_args.resamples", "0"]
+    cli = anomalib("train", "msacl_patchcore_hyperkvasir", *data, *options, *SMALL, *at_size(64))
+    assert set(cli.engine.trainer.callback_metrics) == FIGURES
+
+
+def test_bmad_with_medmix_in_place_of_its_validation_set(folder: Path, place: Path) -> None:
+    root = place / "BMAD" / "Brain"
+    shutil.copytree(folder / "train/good", root / "train/good")
+    for split in ("test", "valid"):
+        shutil.copytree(folder / "test/good", root / split / "good/img")
+        shutil.copytree(folder / "test/lesion", root / split / "Ungood/img")
+        shutil.copytree(folder / "ground_truth/lesion", root / split / "Ungood/label")
+    data = ["--data.init_args.root", str(root.parent), "--trainer.callbacks.init_args.recipe.batch_size", "4"]
+    options = ["--model.init_args.evaluator.init_args.resamples", "0"]
+    cli = anomalib("train", "msacl_patchcore_bmad", *data, *options, *SMALL, *at_size(64))
+    assert isinstance(cli.datamodule.val_data, MedMixDataset)
+    assert set(cli.engine.trainer.callback_metrics) >= FIGURES
 
 
 def spoil(folder: Path, how: str) -> None:
@@ -167,7 +263,7 @@ def test_the_configurations_are_found(capsys: pytest.CaptureFixture[str], monkey
     assert Path(capsys.readouterr().out.strip()).is_file()
     monkeypatch.setattr(sys, "argv", ["anomalib_msacl"])
     main()
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 7
     monkeypatch.setattr(sys, "argv", ["anomalib_msacl", "nothing"])
     with pytest.raises(SystemExit):
         main()
@@ -176,4 +272,5 @@ def test_the_configurations_are_found(capsys: pytest.CaptureFixture[str], monkey
 
 def test_every_configuration_has_a_test() -> None:
     tested: set[Any] = {"msacl_patchcore", "msacl_padim", "msacl_patchcore_folder", "msacl_pretrain"}
+    tested |= {"msacl_padim_dicom", "msacl_patchcore_hyperkvasir", "msacl_patchcore_bmad"}
     assert {path.stem for path in config_path("msacl_padim").parent.glob("*.yaml")} == tested

@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "anomalib_msacl"
 # From the ground up; a module imports only from those before it.
 ORDER = ["errors", "functional", "medmix", "recipe", "losses", "views", "encoder", "weights", "hand_over", "data"]
-ORDER += ["model", "selection", "pretraining", "callback"]
+ORDER += ["metrics", "model", "selection", "pretraining", "callback"]
 
 
 def imported(path: Path) -> set[str]:

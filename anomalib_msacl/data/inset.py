@@ -1,0 +1,34 @@
+"""The box in endoscopic images that shows where the instrument lies: a shortcut for a detector."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from anomalib_msacl.data.picture import Array
+
+_CORNER = 0.5  # of either side: the box stands in the lower left corner
+_MARGIN = 0.06  # by which green or blue must exceed red; tissue is red
+_SMALLEST, _FILLED = 0.01, 0.5  # part of the image that a box covers at least, and part of it that has its colour
+
+
+def without_inset(pixels: Array) -> Array:
+    """Black out the green or blue box in the lower left corner, if there is one.
+
+    Args:
+        pixels: Values in [0, 1], shape ``(3, H, W)``.
+
+    Returns:
+        The same with the box at 0; a copy where there is one.
+    """
+    height, width = pixels.shape[-2:]
+    top, right = int(height * (1 - _CORNER)), int(width * _CORNER)
+    corner = pixels[:, top:, :right]
+    cold = (corner[1:].max(axis=0) > corner[0] + _MARGIN).astype(np.uint8)
+    _, _, boxes, _ = cv2.connectedComponentsWithStats(cold)
+    left, upper, across, down, area = max(boxes[1:].tolist(), key=lambda box: box[-1], default=(0, 0, 0, 0, 0))
+    if area < _SMALLEST * height * width or area < _FILLED * across * down:
+        return pixels
+    hidden = pixels.copy()
+    hidden[:, top + upper : top + upper + down, left : left + across] = 0
+    return hidden

@@ -1,0 +1,179 @@
+"""``MedicalFolder``: anomalib's ``Folder`` for DICOM, NIfTI and pictures of more than 8 bits."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from anomalib.data import Folder
+from anomalib.data.utils import LabelName, Split
+
+from anomalib_msacl.data.folder import as_list, describe_neighbours
+from anomalib_msacl.data.medical import File, MedicalDataModule
+from anomalib_msacl.data.reader import EXTENSIONS, list_images, stem_of
+from anomalib_msacl.errors import InputError, name_some
+
+_MASK_ENDINGS = ("", "_mask", "_seg")
+
+
+class MedicalFolder(MedicalDataModule, Folder):
+    """Medical images of one's own in folders, or in the layout of MedIAnomaly.
+
+    Args:
+        name: Name of the data set, used for the result folders.
+        root: Folder that all files lie below; the working folder if None.
+        normal_dir: Folder or folders of normal training images.
+        abnormal_dir: Folder or folders of abnormal test images; None without.
+        normal_test_dir: Folder or folders of normal test images. If None, ``test_split_ratio`` of the training images
+            are held out for the test, by patient.
+        mask_dir: Folder or folders of masks: as many as of abnormal images, or one for all. A mask has the place and
+            name of its image, with any extension, or the name with ``_mask`` or ``_seg`` at its end.
+        data_json: In place of the folders: a file as MedIAnomaly publishes it, ``{"train": {"0": [names]}, "test":
+            {"0": [names], "1": [names]}}``, below ``root``.
+        image_dir: Folder that the names in ``data_json`` are relative to.
+        extensions: Ends of the file names to read. If None all that can be read, and DICOM files of any name.
+        **kwargs: All other arguments of :class:`anomalib_msacl.data.medical.MedicalDataModule` and of anomalib's
+            ``Folder``.
+
+    Raises:
+        InputError: If a setting is wrong; from ``setup()`` if folders or files are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str | Path | None = None,
+        normal_dir: str | Path | Sequence[str | Path] | None = None,
+        abnormal_dir: str | Path | Sequence[str | Path] | None = None,
+        normal_test_dir: str | Path | Sequence[str | Path] | None = None,
+        mask_dir: str | Path | Sequence[str | Path] | None = None,
+        data_json: str | Path | None = None,
+        image_dir: str | Path = "images",
+        extensions: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if (normal_dir is None) == (data_json is None):
+            raise InputError("set either normal_dir, a folder of normal images, or data_json, a list of all images")
+        super().__init__(
+            name=name,
+            root=root,
+            normal_dir=normal_dir if normal_dir is not None else image_dir,
+            abnormal_dir=abnormal_dir,
+            normal_test_dir=normal_test_dir,
+            mask_dir=mask_dir,
+            extensions=tuple(extensions) if extensions else None,
+            **kwargs,
+        )
+        self.data_json = data_json
+        self.image_dir = image_dir
+
+    @property
+    def folder(self) -> Path:
+        """The folder that all files lie below."""
+        return Path(self.root) if self.root is not None else Path()
+
+    def list_files(self) -> list[File]:
+        """Return the files that folders or the list name.
+
+        Raises:
+            InputError: If a folder or file is missing, two images of a folder have one name, or masks do not match.
+        """
+        if not self.folder.is_dir():
+            raise InputError(f"the root folder '{self.folder}' of '{self.name}' is missing: set root to its path")
+        return self._listed_files() if self.data_json else self._found_files()
+
+    def _found_files(self) -> list[File]:
+        """Return the files in the folders."""
+        parts = (
+            ("normal_dir", self.normal_dir, LabelName.NORMAL, Split.TRAIN),
+            ("normal_test_dir", self.normal_test_dir, LabelName.NORMAL, Split.TEST),
+            ("abnormal_dir", self.abnormal_dir, LabelName.ABNORMAL, Split.TEST),
+        )
+        files = []
+        for argument, folders, label, split in parts:
+            images = [self._images(argument, folder) for folder in as_list(folders)]
+            masks = self._masks(images) if label == LabelName.ABNORMAL and self.mask_dir else {}
+            files += [File(path, label, split, masks.get(path)) for found in images for path in found.values()]
+        return files
+
+    def _images(self, argument: str, folder: str | Path) -> dict[str, Path]:
+        """Return the images of a folder by their place in it, without extension."""
+        path = self.folder / folder
+        if not path.is_dir():
+            raise InputError(f"{argument} '{folder}' is missing below '{self.folder}': {describe_neighbours(path)}")
+        images = list_images(path, self.extensions)
+        if not images:
+            ends = ", ".join(self.extensions or EXTENSIONS)
+            raise InputError(f"{argument} '{folder}' below '{self.folder}' has no images: put files there of {ends}")
+        named: dict[str, Path] = {}
+        twice = []
+        for image in images:
+            key = (image.relative_to(path).parent / stem_of(image)).as_posix()
+            twice += [f"{named[key]} and {image.name}"] if key in named else []
+            named[key] = image
+        if twice:
+            raise InputError(f"two files of a folder have one name, {name_some(twice)}: rename or remove one of them")
+        return named
+
+    def _masks(self, images: Sequence[dict[str, Path]]) -> dict[Path, Path]:
+        """Return the mask of each abnormal image."""
+        masks = [self._images("mask_dir", folder) for folder in as_list(self.mask_dir)]
+        if len(masks) not in {1, len(images)}:
+            raise InputError(
+                f"there are {len(masks)} folders in mask_dir and {len(images)} in abnormal_dir: name one for each, or "
+                "one for all"
+            )
+        pairs: dict[Path, Path] = {}
+        without = []
+        for index, found in enumerate(images):
+            named = masks[index % len(masks)]
+            for key, image in found.items():
+                fitting = [named[key + ending] for ending in _MASK_ENDINGS if key + ending in named]
+                if len(fitting) == 1:
+                    pairs[image] = fitting[0]
+                else:
+                    without.append(f"{image} ({len(fitting)} masks)")
+        if without:
+            raise InputError(
+                f"{len(without)} abnormal images have no mask, or more than one, of their name in mask_dir "
+                f"'{self.mask_dir}', {name_some(without)}: give each of them exactly one"
+            )
+        return pairs
+
+    def _listed_files(self) -> list[File]:
+        """Return the files of a list as MedIAnomaly publishes it."""
+        path = self.folder / str(self.data_json)
+        try:
+            content = json.loads(path.read_text())
+            lists = {(split, key): list(content[split.value][key]) for split, key in _lists(content)}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"cannot read {path} ({error}): it must be a file with lists of names in train.0, test.0 and test.1"
+            ) from error
+        labels = {"0": LabelName.NORMAL, "1": LabelName.ABNORMAL}
+        abnormal_training = lists.get((Split.TRAIN, "1"))
+        if abnormal_training:
+            raise InputError(f"{path} lists abnormal training images, {name_some(abnormal_training)}: remove train.1")
+        folder = self.folder / self.image_dir
+        files = [
+            File(Path(os.path.normpath(folder / name)), labels[key], split)
+            for (split, key), names in lists.items()
+            for name in names
+        ]
+        missing = [str(file.path) for file in files if not file.path.is_file()]
+        if missing:
+            raise InputError(f"{path} lists {len(missing)} files that are missing, {name_some(missing)}: add them")
+        if not self.mask_dir:
+            return files
+        masks = self._masks([{stem_of(f.path): f.path for f in files if f.label == LabelName.ABNORMAL}])
+        return [File(file.path, file.label, file.split, masks.get(file.path)) for file in files]
+
+
+def _lists(content: dict[str, Any]) -> Iterator[tuple[Split, str]]:
+    """Return which lists there are, those of a data set first that it cannot do without."""
+    yield Split.TRAIN, "0"
+    yield from ((Split.TEST, key) for key in ("0", "1") if key in content.get("test", {}))
+    yield from ((Split.TRAIN, key) for key in ("1",) if key in content["train"])

@@ -1,0 +1,41 @@
+"""Splits that keep all images of a patient on one side."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from anomalib.data.datasets.base.image import AnomalibDataset
+from anomalib.data.utils import LabelName
+
+
+def patients_of(samples: pd.DataFrame) -> pd.Series:
+    """Return the patient of each row of a sample table; where none are known, every file is one of its own."""
+    return samples["patient" if "patient" in samples else "image_path"].astype(str)
+
+
+def split_by_patient(
+    dataset: AnomalibDataset, ratio: float, seed: int | None = None
+) -> tuple[AnomalibDataset, AnomalibDataset]:
+    """Split a dataset in two so that no patient is on both sides.
+
+    Patients with an abnormal image and those without are split separately, each by the ratio, so that both sides have
+    some of either wherever there are two.
+
+    Args:
+        dataset: Any image dataset of anomalib.
+        ratio: Part of the patients that goes to the second side, between 0 and 1.
+        seed: Seed of the choice; torch's global generator if None.
+
+    Returns:
+        The first and the second side.
+    """
+    patients = patients_of(dataset.samples)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    abnormal = dataset.samples["label_index"].isin([int(LabelName.ABNORMAL)])
+    ill = set(patients[abnormal])
+    second: set[str] = set()
+    for group in (sorted(set(patients) - ill), sorted(ill)):
+        number = min(max(1, round(ratio * len(group))), max(0, len(group) - 1))
+        second |= {group[index] for index in torch.randperm(len(group), generator=generator)[:number].tolist()}
+    chosen = patients.isin(second)
+    return dataset.subsample(list(chosen.index[~chosen])), dataset.subsample(list(chosen.index[chosen]))

@@ -1,0 +1,304 @@
+"""MedicalFolder: what it reads, how it splits, and what it says about bad input."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder
+from PIL import Image
+
+from anomalib_msacl import InputError
+from anomalib_msacl.data import MedicalFolder, MedMixDataset, Slices, check_datamodule
+from tests.medical_files import change_dicom, tissue, write_dicom, write_nifti
+
+WINDOW = {"WindowCenter": 1200, "WindowWidth": 600}
+
+
+def write_png(path: Path, seed: int, size: tuple[int, int] = (48, 40)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((tissue(seed, size) // 8).astype(np.uint8)).save(path)
+    return path
+
+
+def write_mask(path: Path, size: tuple[int, int] = (48, 40), lesion: bool = True) -> Path:
+    mask = np.zeros(size, np.uint8)
+    mask[5:15, 8:20] = 255 * lesion
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    for index in range(8):
+        write_png(tmp_path / f"good/p{index // 2}/{index}.png", index)
+    for index in range(4):
+        write_png(tmp_path / f"held_out/q{index}/{index}.png", 20 + index)
+        write_png(tmp_path / f"bad/r{index // 2}/{index}.png", 40 + index)
+        write_mask(tmp_path / f"masks/r{index // 2}/{index}.png")
+    return tmp_path
+
+
+def make(root: Path, **changes) -> MedicalFolder:
+    given = {"normal_dir": "good", "abnormal_dir": "bad", "normal_test_dir": "held_out", "mask_dir": "masks", "seed": 0}
+    return MedicalFolder("mine", root, **(given | changes))
+
+
+def ready(root: Path, **changes) -> MedicalFolder:
+    folder = make(root, **changes)
+    folder.setup()
+    return folder
+
+
+def message_of(root: Path, **changes) -> str:
+    with pytest.raises(InputError) as caught:
+        ready(root, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# What it reads
+
+
+def test_pictures_of_eight_bits_are_those_of_anomalibs_folder(root):
+    ours = ready(root, val_split_mode="none")
+    theirs = Folder("mine", "good", root, "bad", "held_out", "masks", val_split_mode="none", seed=0)
+    theirs.setup()
+    assert isinstance(ours, Folder)
+    for subset in ("train_data", "test_data"):
+        one, two = ({item.image_path: item for item in getattr(data, subset)} for data in (ours, theirs))
+        assert one.keys() == two.keys()
+        for path, item in one.items():
+            torch.testing.assert_close(item.image, two[path].image, rtol=0, atol=2e-7)
+            assert torch.equal(item.gt_mask, two[path].gt_mask)
+            assert item.gt_label == two[path].gt_label
+
+
+def test_check_datamodule_takes_over_what_is_known(root):
+    plain, other = (check_datamodule(ready(root, intensity=rule)) for rule in ("auto", {"window": [0, 200]}))
+    assert plain.keys() == other.keys()
+    assert not set(plain.values()) & set(other.values())  # weights made with another window must not be reused
+
+
+def test_files_of_all_kinds_stand_side_by_side(tmp_path):
+    for index in range(4):
+        write_dicom(tmp_path / f"good/1.2.840.{index}", tissue(index), **WINDOW)  # a name without an extension
+    Image.fromarray(tissue(5)).save(tmp_path / "good/deep.png")
+    write_dicom(tmp_path / "good/frames.dcm", np.stack([tissue(6), tissue(7), tissue(8)]), **WINDOW)
+    write_nifti(
+        tmp_path / "good/volume.nii.gz", np.stack([tissue(9 + k) for k in range(5)], axis=-1).astype(np.float32)
+    )
+    (tmp_path / "good/DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    folder = ready(
+        tmp_path, abnormal_dir=None, normal_test_dir=None, mask_dir=None, slices=Slices(start=1), val_split_mode="none"
+    )
+    names = sorted([*folder.train_data.samples["name"], *folder.test_data.samples["name"]])
+    expected = [f"good/1.2.840.{index}" for index in range(4)] + ["good/deep.png"]
+    expected += [f"good/frames.dcm_{frame:04d}" for frame in (1, 2)]
+    expected += [f"good/volume.nii.gz_{frame:04d}" for frame in range(1, 5)]
+    assert names == expected
+    for item in folder.train_data:
+        assert item.image.shape == (3, 64, 64)
+        assert 0 <= item.image.min() < item.image.max() <= 1
+
+
+def test_slices_with_and_without_a_lesion(tmp_path):
+    for index in range(3):
+        volume = np.stack([tissue(10 * index + k) for k in range(6)], axis=-1).astype(np.int16)
+        write_nifti(tmp_path / f"{'bad' if index == 2 else 'good'}/{index}.nii.gz", volume)
+    mask = np.zeros((64, 64, 6), np.uint8)
+    mask[10:20, 30:50, 2:4] = 1
+    write_nifti(tmp_path / "masks/2_seg.nii.gz", mask)
+    folder = ready(tmp_path, normal_test_dir=None, test_split_mode="none", val_split_mode="none")
+    test = folder.test_data
+    assert test.samples.sort_values("frame")["label_index"].tolist() == [0, 0, 1, 1, 0, 0]
+    lesion = next(item for item in test if item.gt_label)
+    assert torch.equal(lesion.gt_mask, torch.from_numpy(np.rot90(mask[..., 2]).copy()))
+    assert Path(lesion.image_path).suffix == ".png"  # what anomalib's visualiser opens
+    assert np.allclose(np.asarray(Image.open(lesion.image_path)), lesion.image.permute(1, 2, 0) * 255, atol=1)
+
+
+def test_without_any_abnormal_image(root):
+    folder = ready(root, abnormal_dir=None, normal_test_dir=None, mask_dir=None, test_split_ratio=0.25)
+    sizes = [len(getattr(folder, f"{name}_data")) for name in ("train", "val", "test")]
+    assert sizes == [4, 2, 2]
+    assert isinstance(folder.val_data, MedMixDataset)
+    assert folder.test_data.samples["label_index"].tolist() == [0] * len(folder.test_data)
+
+
+def test_the_layout_of_medianomaly(root):
+    shutil.move(root / "good", root / "images")
+    names = sorted(path.relative_to(root / "images").as_posix() for path in (root / "images").rglob("*.png"))
+    lists = {"train": {"0": names[:4]}, "test": {"0": names[4:6], "1": names[6:]}}
+    (root / "data.json").write_text(json.dumps(lists))
+    folder = MedicalFolder("mine", root, data_json="data.json", val_split_mode="none", seed=0)
+    folder.setup()
+    assert [name.removeprefix("images/") for name in folder.train_data.samples["name"]] == names[:4]
+    assert folder.test_data.samples["label_index"].tolist() == [0, 0, 1, 1]
+
+    lists["test"]["1"] = ["../held_out/q0/0.png"]
+    (root / "data.json").write_text(json.dumps(lists))
+    folder.setup()
+    assert folder.test_data.samples["name"].tolist()[0] == "held_out/q0/0.png"
+    lists["test"]["1"] = ["../../elsewhere.png"]
+    (root / "data.json").write_text(json.dumps(lists))
+    (root.parent / "elsewhere.png").touch()
+    for data, words in (
+        (lists, "lies outside the root"),
+        ({**lists, "test": {"1": ["nothing.png"]}}, "1 files that are missing"),
+        ({"train": {"0": names, "1": ["x"]}}, "remove train.1"),
+        ({"train": {"0": [names[0]] * 2}}, "listed more than once"),
+        ({"training": []}, "lists of names in train.0"),
+    ):
+        (root / "data.json").write_text(json.dumps(data))
+        with pytest.raises(InputError, match=words):
+            MedicalFolder("mine", root, data_json="data.json").setup()
+
+
+def test_settings_that_exclude_each_other(root):
+    for changes, words in (
+        ({"data_json": "data.json"}, "either normal_dir"),
+        ({"val_split_mode": "synthetic"}, "val_split_mode is synthetic: set it to medmix"),
+        ({"test_split_mode": "synthetic"}, "reads 8-bit pictures only"),
+        ({"duplicates": "maybe"}, "duplicates is maybe"),
+        ({"patient_pattern": "(", "patient_tag": None}, "no regular expression"),
+        ({"patient_pattern": "a", "patient_tag": "PatientID"}, "choose one"),
+        ({"intensity": "best"}, "intensity is best"),
+    ):
+        with pytest.raises(InputError, match=words):
+            make(root, **changes)
+    with pytest.raises(InputError, match="axis to 0, 1 or 2"):
+        Slices(axis=3)
+
+
+# Patients and duplicates
+
+
+@pytest.mark.parametrize("mode", ["medmix", "from_train"])
+def test_patients_by_pattern_are_kept_together(root, mode):
+    folder = ready(root, patient_pattern=r"/(p\d|q\d|r\d)/", val_split_mode=mode, val_split_ratio=0.5)
+    train, val = (set(data.samples["patient"]) for data in (folder.train_data, folder.val_data))
+    assert not train & val
+    assert train | val == {"p0", "p1", "p2", "p3"}
+    assert len(folder.train_data) == len(folder.val_data) == 4
+
+
+def test_patients_by_tag(tmp_path):
+    for index in range(6):
+        write_dicom(tmp_path / f"good/{index}.dcm", tissue(index), PatientID=f"P{index // 2}", **WINDOW)
+    options = {"abnormal_dir": None, "normal_test_dir": None, "mask_dir": None, "patient_tag": "PatientID"}
+    folder = ready(tmp_path, test_split_ratio=0.34, val_split_mode="none", **options)
+    assert len(folder.test_data) == 2
+    assert not set(folder.train_data.samples["patient"]) & set(folder.test_data.samples["patient"])
+    change_dicom(tmp_path / "good/3.dcm", PatientID=None)
+    assert "patient_tag PatientID names no patient for good/3.dcm: change it" in message_of(tmp_path, **options)
+
+
+def test_a_patient_on_both_sides(root):
+    message = message_of(root, patient_pattern=r"[pqr](\d)/")
+    assert "4 patients are among both the training and the test images, 0, 1, 2, 3" in message
+    assert "names no patient for bad/r0/0.png" in message_of(root, patient_pattern="p[0-9]|q[0-9]")
+
+
+def test_duplicates_are_found_by_their_pixels(root, caplog):
+    Image.open(root / "good/p0/0.png").save(root / "held_out/copy.bmp")  # other bytes, the same picture
+    assert "1 test images are training images pixel for pixel, held_out/copy.bmp (same as good/p0/0.png)" in message_of(
+        root
+    )
+    with caplog.at_level(logging.WARNING):
+        ready(root, duplicates="list")
+    assert "held_out/copy.bmp" in caplog.text
+    caplog.clear()
+    ready(root, duplicates="ignore")
+    assert not caplog.text
+
+
+def test_differing_windows_are_warned_about(tmp_path, caplog):
+    for index in range(4):
+        write_dicom(tmp_path / f"good/{index}", tissue(index), WindowCenter=1200, WindowWidth=400 + 100 * index)
+    with caplog.at_level(logging.WARNING):
+        ready(tmp_path, abnormal_dir=None, normal_test_dir=None, mask_dir=None, intensity="dicom")
+    assert "4 different DICOM windows" in caplog.text
+
+
+# Bad input: all offending files in one sentence
+
+
+def test_all_files_that_cannot_be_read_are_listed(root, caplog):
+    for index in range(7):
+        path = next((root / "good").rglob(f"{index}.png"))
+        path.write_bytes(path.read_bytes()[:300])
+    (root / "bad/r0/0.png").write_text("no picture")
+    message = message_of(root)
+    assert message.startswith("8 files cannot be used: ")
+    assert message.count(".png") == 5
+    assert "and 3 more" in message
+    assert caplog.text.count("good/") == 7
+
+
+def add_colours(root: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(root / "good/colours.png")
+
+
+def blacken(root: Path) -> None:
+    for index in (0, 1):
+        Image.new("L", (40, 48)).save(root / f"good/p0/{index}.png")
+
+
+DAMAGES = {
+    "2 images are of one value throughout, as an all-black one is": blacken,
+    "a.nii holds NaN or infinite": lambda root: write_nifti(
+        root / "good/a.nii", np.full((9, 9, 4), np.nan, np.float32)
+    ),
+    "1 images are coloured among grey ones": add_colours,
+    r"1 masks are of another size .*0.png \(20 x 24, image 40 x 48\)": lambda root: write_mask(
+        root / "masks/r0/0.png", (24, 20)
+    ),
+    "1 masks of abnormal images are empty": lambda root: write_mask(root / "masks/r1/2.png", lesion=False),
+    "1 masks cannot be used: .*2.png is not an image": lambda root: (root / "masks/r1/2.png").write_text("no picture"),
+    r"1 abnormal images have no mask, or more than one, .*2.png \(0 masks\)": lambda root: (
+        root / "masks/r1/2.png"
+    ).unlink(),
+    r"2.png \(2 masks\)": lambda root: write_mask(root / "masks/r1/2_mask.png"),
+    "two files of a folder have one name, .*0.bmp and 0.png|0.png and 0.bmp": lambda root: write_png(
+        root / "good/p0/0.bmp", 77
+    ),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_bad_input_is_named(root, message):
+    DAMAGES[message](root)
+    with pytest.raises(InputError, match=message):
+        ready(root)
+
+
+def test_folders_that_are_missing_empty_or_outside(root):
+    assert "normal_dir 'typo' is missing below" in message_of(root, normal_dir="typo")
+    (root / "empty").mkdir()
+    assert "abnormal_dir 'empty' below" in message_of(root, abnormal_dir="empty")
+    assert "lies outside the root" in message_of(
+        root / "good", normal_dir="p0", abnormal_dir="../bad", mask_dir=None, normal_test_dir=None
+    )
+    assert "the root folder" in message_of(root / "nowhere")
+    assert "one for each, or one for all" in message_of(root, mask_dir=["masks/r0", "masks/r1"])
+
+
+def test_colours_among_grey_images_can_be_accepted_as_grey(root):
+    add_colours(root)
+    assert len(ready(root, grey=True, val_split_mode="none").train_data) == 9
+
+
+def test_mixed_sizes_need_a_resize(root, make_patchcore, make_engine):
+    write_png(root / "good/p0/large.png", 99, (80, 70))
+    engine = make_engine()
+    engine.fit(make_patchcore(), datamodule=make(root))
+    with pytest.raises(InputError, match=r"images have 2 different sizes, most of them 40 x 48 but not .*large.png"):
+        engine.fit(make_patchcore(pre_processor=False), datamodule=make(root))
