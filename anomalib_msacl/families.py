@@ -72,12 +72,12 @@ def streak(images: Tensor, draw: Draw, threshold: float) -> tuple[Tensor, Tensor
     y, x = _axes(images)
     middle = _places(images, draw, threshold)
     opacity = torch.zeros_like(images[:, 0])
-    for share in (1.0, 0.6, 0.4):
-        centre = middle + draw.normal((batch, 2)) * (0.06 * side)
+    for share, off in ((1.0, 0.0), (0.6, 0.06), (0.4, 0.06)):
+        centre = middle + draw.normal((batch, 2)) * (off * side)
         drawn = (draw.uniform((0.0, 1.0), batch) < share).to(opacity.dtype)
         along, across = _turned(y - _row(centre[:, 0]), x - _row(centre[:, 1]), draw.uniform((0.0, math.pi), batch))
         bend, length = draw.uniform((-1.2, 1.2), batch) / side, draw.uniform((0.08, 0.25), batch) * side
-        width = draw.uniform((0.005, 0.0125), batch) * side
+        width = (draw.uniform((0.005, 0.0125), batch) * side).clamp_min(0.6)  # else it may cover no pixel
         profile = torch.exp(-(((across - _row(bend) * along.square()) / _row(width)) ** 2))
         end = ((_row(length) - along.abs()) / (0.03 * side)).clamp(0, 1)
         opacity = torch.maximum(opacity, _row(drawn) * profile * end)

@@ -102,7 +102,7 @@ class Recipe:
     seed: int = 0
     whitening: float = 0.1
     average: float = 0.5
-    families: tuple[str, ...] = ("medmix", "haze", "texture", "streak")
+    families: list[str] = field(default_factory=lambda: ["medmix", "haze", "texture", "streak"])
     medmix: dict[str, Any] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=dict)
 
