@@ -253,9 +253,9 @@ def _smoothed(images: Tensor, times: int) -> Tensor:
 
 def _sampled(images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Return images read at places in pixels, each of shape ``(B, H, W)``."""
-    y, x = torch.broadcast_tensors(y, x)
+    shape = (len(images), *images.shape[-2:])
     height, width = images.shape[-2:]
-    grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)
+    grid = torch.stack([2 * x.expand(shape) / width - 1, 2 * y.expand(shape) / height - 1], dim=-1)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 

@@ -97,7 +97,8 @@ def whitening_map(covariance: Tensor, deviation: float) -> Tensor:
     values = values.clamp_min(0)
     shrunk = ((1 - _SHRINKAGE) * values + _SHRINKAGE * values.mean()).clamp_min(_TINY)
     matrix = (vectors * shrunk.rsqrt()) @ vectors.T
-    return matrix * (deviation / (values / shrunk).mean().sqrt().clamp_min(_TINY))
+    scaled: Tensor = matrix * (deviation / (values / shrunk).mean().sqrt().clamp_min(_TINY))
+    return scaled
 
 
 def stream_of(backbone: nn.Module, stage: str) -> Stream | None:
