@@ -86,7 +86,7 @@ class Recipe:
     rescale_centring: bool = True
     centre_images: int = 128
     projection: int = 128
-    max_steps: int = 60
+    max_steps: int = 40
     batch_size: int = 8
     views: int = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
