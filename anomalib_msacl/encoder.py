@@ -100,18 +100,28 @@ class Encoder(nn.Module):
             Maps of shape ``(B, C_l, h_l, w_l)`` in the order of ``layers``, and features of shape ``(B, dim)``.
         """
         wanted = {*self.index, len(self.stages) - 1} if pooled else set(self.index)
-        maps = self._intermediates((images - self.mean) / self.std, sorted(wanted))
+        maps = self.intermediates(images, sorted(wanted))
         features = maps[len(self.stages) - 1].mean(dim=(-2, -1)) if pooled else None
         return [maps[index] for index in self.index], features
 
-    def _intermediates(self, images: Tensor, wanted: list[int]) -> dict[int, Tensor]:
-        """Run the backbone as anomalib's TimmFeatureExtractor does."""
+    def intermediates(self, images: Tensor, wanted: list[int]) -> dict[int, Tensor]:
+        """Return feature maps by index of the stage, run as anomalib's TimmFeatureExtractor does.
+
+        Args:
+            images: Values in [0, 1], shape ``(B, 3, H, W)``.
+            wanted: Indices of stages, rising.
+
+        Returns:
+            Maps of shape ``(B, C, h, w)``.
+        """
         options: dict[str, Any] = {"intermediates_only": True, "output_fmt": "NCHW", "stop_early": True}
         if is_transformer(self.backbone):
             options["norm"] = True
             # anomalib switches it off for ONNX, for the whole process: features must be the same before and after.
             _disable_pos_embed_antialiasing()
-        maps = cast("Any", self.backbone).forward_intermediates(images, indices=wanted, **options)
+        maps = cast("Any", self.backbone).forward_intermediates(
+            (images - self.mean) / self.std, indices=wanted, **options
+        )
         return dict(zip(wanted, maps, strict=True))
 
 

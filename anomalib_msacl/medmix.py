@@ -163,8 +163,8 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         Returns:
             The parameters, on the device of the images.
         """
-        _check_images(images)
-        draw = _Draw(generator, images.device)
+        check_images(images)
+        draw = Draw(generator, images.device)
         image, order = self._assign(len(images), counts, draw)
         total, side = len(image), min(images.shape[-2:])
         radius = (draw.log_uniform(self.radius, total) * side).clamp_min(1.5)  # else it may cover no pixel
@@ -239,7 +239,7 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         image, mask, _ = self.synthesize(_batched(inputs[0]))
         return image.reshape(inputs[0].shape), mask.reshape((*inputs[0].shape[:-3], 1, *mask.shape[-2:]))
 
-    def _assign(self, batch: int, counts: Tensor | int | None, draw: _Draw) -> tuple[Tensor, Tensor]:
+    def _assign(self, batch: int, counts: Tensor | int | None, draw: Draw) -> tuple[Tensor, Tensor]:
         """Return image and order of each lesion, each of shape ``(N,)``."""
         if counts is None:
             chosen = draw.integers(len(self.counts), batch)
@@ -252,21 +252,21 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         first = counts.cumsum(0) - counts
         return image, torch.arange(len(image), device=draw.target) - first[image]
 
-    def _outline(self, total: int, draw: _Draw) -> Tensor:
+    def _outline(self, total: int, draw: Draw) -> Tensor:
         """Return harmonics 2 to 5 whose amplitudes fall off and sum to ``irregularity`` at most."""
         share = torch.tensor([0.4, 0.3, 0.2, 0.1], device=draw.target) * self.irregularity
         amplitude = draw.uniform((0.0, 1.0), total * len(share)).reshape(total, len(share)) * share
         phase = draw.angle(total * len(share)).reshape(total, len(share))
         return torch.stack([amplitude * phase.cos(), amplitude * phase.sin()], dim=-1)
 
-    def _donor(self, image: Tensor, batch: int, draw: _Draw) -> Tensor:
+    def _donor(self, image: Tensor, batch: int, draw: Draw) -> Tensor:
         """Return the own image, or with probability ``other_image`` another one."""
         if batch == 1:
             return image
         other = (image + 1 + draw.integers(batch - 1, len(image))) % batch
         return torch.where(draw.uniform((0.0, 1.0), len(image)) < self.other_image, other, image)
 
-    def _places(self, weights: Tensor, size: torch.Size, order: Tensor, extent: Tensor, draw: _Draw) -> Tensor:
+    def _places(self, weights: Tensor, size: torch.Size, order: Tensor, extent: Tensor, draw: Draw) -> Tensor:
         """Return centres on the foreground that keep clear of the lesions before them, shape ``(N, 2)``."""
         if len(order) == 0:
             return torch.zeros(0, 2, device=draw.target)
@@ -296,7 +296,7 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         return torch.where(none[:, None, None], fraction, inner)
 
     @staticmethod
-    def _sample_cells(weights: Tensor, samples: int, size: torch.Size, draw: _Draw) -> Tensor:
+    def _sample_cells(weights: Tensor, samples: int, size: torch.Size, draw: Draw) -> Tensor:
         """Return ``(y, x)`` in pixels, drawn by the weights of the cells, shape ``(N, samples, 2)``."""
         cell = draw.multinomial(weights.flatten(1), samples)
         y, x = cell // _GRID, cell % _GRID
@@ -305,7 +305,7 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         return (torch.stack([y, x], dim=-1) + offset) / _GRID * sides - 0.5
 
 
-class _Draw:
+class Draw:
     """Random numbers from one generator, moved to one device."""
 
     def __init__(self, generator: torch.Generator | None, target: torch.device) -> None:
@@ -314,26 +314,33 @@ class _Draw:
         self.target = target
 
     def uniform(self, limits: Range, size: int) -> Tensor:
+        """Return values drawn uniformly, shape ``(size,)``."""
         low, high = limits
         values = torch.rand(size, generator=self.generator, device=self.source)
         return (low + (high - low) * values).to(self.target)
 
     def log_uniform(self, limits: Range, size: int) -> Tensor:
+        """Return values whose logarithm is uniform, shape ``(size,)``."""
         return self.uniform((math.log(limits[0]), math.log(limits[1])), size).exp()
 
     def angle(self, size: int) -> Tensor:
+        """Return angles in radians, shape ``(size,)``."""
         return self.uniform((-math.pi, math.pi), size)
 
     def sign(self, size: int) -> Tensor:
+        """Return -1 or 1, shape ``(size,)``."""
         return self.integers(2, size) * 2.0 - 1
 
     def integers(self, high: int, size: int) -> Tensor:
+        """Return whole numbers from 0 to ``high - 1``, shape ``(size,)``, int64."""
         return torch.randint(high, (size,), generator=self.generator, device=self.source).to(self.target)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Return standard normal values."""
         return torch.randn(shape, generator=self.generator, device=self.source).to(self.target)
 
     def multinomial(self, weights: Tensor, samples: int) -> Tensor:
+        """Return columns drawn by the weights of each row, with replacement, shape ``(rows, samples)``."""
         weights = weights.to(self.source)
         return torch.multinomial(weights, samples, replacement=True, generator=self.generator).to(self.target)
 
@@ -347,7 +354,7 @@ def _checked(name: str, limits: Sequence[float], lowest: float, highest: float) 
     return float(limits[0]), float(limits[1])
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
     """Refuse what is not a floating batch of images that a lesion fits into."""
     if images.ndim != 4 or not images.is_floating_point():
         raise InputError(

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,15 +25,18 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_msacl.data.checks import check_datamodule
 from anomalib_msacl.encoder import Encoder, evaluating
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
+from anomalib_msacl.families import LesionMix
 from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
 from anomalib_msacl.model import LesionHead, MsaclModel, class_separation
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.selection import KeepBest, normal_images
 from anomalib_msacl.views import WeakView
 from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
+from anomalib_msacl.whitening import whiten
 
 logger = logging.getLogger(__name__)
 
+_WHITENING_IMAGES = 400
 _HEAD_LEARNING_RATE = 1e-3
 _HEAD_STEPS = 60
 
@@ -98,7 +101,7 @@ class Msacl(AnomalibModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             self.model: MsaclModel = MsaclModel(encoder, self.recipe)
-        self.medmix = _build(MedMix, "recipe.medmix", self.recipe.medmix)
+        self.lesions = LesionMix(self.recipe.families, _build(MedMix, "recipe.medmix", self.recipe.medmix))
         self.view = _build(WeakView, "recipe.view", self.recipe.view)
         self.selection = KeepBest(self.recipe)
         self._check_sizes()
@@ -200,9 +203,11 @@ class Msacl(AnomalibModule):
         torch.manual_seed(self.recipe.seed)
 
     def on_train_start(self) -> None:
-        """Compute the centres with the untouched encoder, once; a checkpoint brings them along."""
+        """Whiten, then compute the centres before the first step, once; a checkpoint brings both along."""
         if self.trainer.global_step:  # a resumed run does not repeat the draws of the first
             torch.manual_seed(self.recipe.seed + self.trainer.global_step)
+        elif self.recipe.whitening:
+            self._whiten()
         needed = self.recipe.centring > 0 or self.recipe.contrastive > 0
         if needed and not self.model.centring.ready:
             self._fix_centres()
@@ -231,7 +236,7 @@ class Msacl(AnomalibModule):
         if len(images) == 0:
             return batch  # without predictions, which anomalib's metrics pass over
         counts = torch.arange(len(images)) % (self.recipe.classes - 1) + 1
-        lesions = self.medmix.synthesize(images, counts, torch.Generator().manual_seed(batch_idx))
+        lesions = self.lesions.synthesize(images, counts, torch.Generator().manual_seed(batch_idx))
         images = torch.cat([images, lesions.image])
         masks = torch.cat([torch.zeros_like(lesions.mask), lesions.mask])[:, 0].bool()
         _replace(batch, image=images, gt_label=masks.flatten(1).any(dim=1), gt_mask=masks)
@@ -308,23 +313,37 @@ class Msacl(AnomalibModule):
         owners = torch.arange(len(images), device=images.device).repeat(views)
         weak = self.view(images.repeat(views, 1, 1, 1))
         classes = torch.arange(number, device=images.device).repeat(len(weak))
-        output = self.medmix.synthesize(weak.repeat_interleave(number, dim=0), classes)
+        output = self.lesions.synthesize(weak.repeat_interleave(number, dim=0), classes)
         return output.image, output.mask, classes, owners.repeat_interleave(number)
+
+    def _whiten(self) -> None:
+        """Whiten the feature maps and tell the choice of the weights that training starts from there."""
+        names = whiten(self.encoder, self._training_images(_WHITENING_IMAGES), self.recipe.whitening)
+        if names:
+            logger.info("MSACL: the feature maps of %s are whitened on normal images.", ", ".join(names))
+            self.selection.whitened(self.trainer, self)
+        else:
+            logger.info("MSACL: the stages of %s do not end in a linear layer: not whitened.", self.architecture)
 
     @torch.no_grad()
     def _fix_centres(self) -> None:
         """Fix ``c_n = E f_theta0(a(x))`` over training images."""
-        features, labels, seen = [], [], 0
-        for batch in self.trainer.train_dataloader or ():
-            images = self.prepare(normal_images(batch).to(self.device))[: self.recipe.centre_images - seen]
+        features, labels = [], []
+        for images in self._training_images(self.recipe.centre_images):
             synthetic, _, classes, _ = self._synthesise(images, 1)
             with evaluating(self.encoder):
                 features.append(self.model.embed(synthetic))
             labels.append(classes)
-            seen += len(images)
-            if seen >= self.recipe.centre_images:
-                break
         self.model.centring.fix(torch.cat(features), torch.cat(labels))
+
+    def _training_images(self, number: int) -> Iterator[Tensor]:
+        """Yield batches of normal training images in [0, 1], so many images at most."""
+        for batch in self.trainer.train_dataloader or ():
+            images = self.prepare(normal_images(batch).to(self.device))[:number]
+            yield images
+            number -= len(images)
+            if number <= 0:
+                break
 
     def _check_sizes(self) -> None:
         """Refuse settings that cannot work before any data is read."""

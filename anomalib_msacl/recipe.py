@@ -15,12 +15,13 @@ from anomalib_msacl.errors import InputError
 TERMS = ("centring", "contrastive", "augmentation", "position", "dense")
 _TINY = 1e-9
 _RANGES = {
-    (*TERMS, "weight_decay", "max_steps", "evaluations", "frozen_stride"): (0, math.inf),
+    (*TERMS, "weight_decay", "max_steps", "evaluations", "frozen_stride", "whitening"): (0, math.inf),
     ("batch_size", "classes"): (2, math.inf),
     ("centre_images", "projection", "views", "evaluation_images", "alpha"): (1, math.inf),
     ("temperature", "learning_rate", "gradient_clip"): (_TINY, math.inf),
     ("warmup",): (0, 1),
     ("held_out",): (_TINY, 0.5),
+    ("average",): (_TINY, 1),
 }
 
 
@@ -61,6 +62,11 @@ class Recipe:
             the normal images of the datamodule's validation set.
         evaluation_images: Held-out images used, at most; each is seen once as it is and once with lesions.
         seed: Seed of the pre-training.
+        whitening: Whiten the feature maps on normal images before the first step, to channels of this root mean square
+            deviation, where the architecture allows it (:mod:`anomalib_msacl.whitening`); 0 leaves them.
+        average: Share of the trained weights in the result, the rest being those before the first step, in (0, 1].
+        families: Families of lesions to train with, ``medmix`` and those of :mod:`anomalib_msacl.families`. The others
+            are for choosing the weights.
         medmix: Arguments of :class:`anomalib_msacl.MedMix` that differ from its defaults.
         view: Arguments of :class:`anomalib_msacl.views.WeakView` that differ from its defaults.
 
@@ -80,7 +86,7 @@ class Recipe:
     rescale_centring: bool = True
     centre_images: int = 128
     projection: int = 128
-    max_steps: int = 100
+    max_steps: int = 40
     batch_size: int = 8
     views: int = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -94,6 +100,9 @@ class Recipe:
     held_out: float = 0.2
     evaluation_images: int = 64
     seed: int = 0
+    whitening: float = 0.1
+    average: float = 0.5
+    families: list[str] = field(default_factory=lambda: ["medmix", "haze", "texture", "streak"])
     medmix: dict[str, Any] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Choice of the weights to keep: held-out normal images with MedMix lesions, the untouched backbone among them."""
+"""Choice of the weights to keep: held-out normal images with lesions, the untouched backbone among the candidates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_msacl.encoder import Encoder, evaluating
+from anomalib_msacl.families import NAMES, LesionMix
 from anomalib_msacl.losses import cells
 from anomalib_msacl.medmix import MedMix
 from anomalib_msacl.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+UNTOUCHED = -1  # the "step" of the backbone before it was whitened
 
 _CHUNK = 32
 _BANK = 4096
@@ -39,18 +42,20 @@ class Score(NamedTuple):
 class Probe:
     """A small PatchCore on held-out images: distance of patches to the nearest of a random bank of normal patches.
 
-    Images, lesions and the places of the bank are drawn once, so that all candidates face the same questions.
+    Lesions are of the families that are not trained with: what the training has seen would flatter it. Images, lesions
+    and the places of the bank are drawn once, so that all candidates face the same questions.
 
     Args:
         bank: Normal training images in [0, 1], shape ``(N, 3, H, W)``.
         held_out: Other normal images, shape ``(M, 3, H, W)``.
-        recipe: Its MedMix settings and seed are used.
+        recipe: Its families, MedMix settings and seed are used.
     """
 
     def __init__(self, bank: Tensor, held_out: Tensor, recipe: Recipe) -> None:
         generator = torch.Generator().manual_seed(recipe.seed)
         counts = torch.arange(len(held_out)) % (recipe.classes - 1) + 1
-        lesions = MedMix(**recipe.medmix).synthesize(held_out, counts, generator)
+        unseen = [name for name in NAMES if name not in recipe.families] or recipe.families
+        lesions = LesionMix(unseen, MedMix(**recipe.medmix)).synthesize(held_out, counts, generator)
         self.bank = bank
         self.images = torch.cat([held_out, lesions.image])
         self.masks = torch.cat([torch.zeros_like(lesions.mask), lesions.mask])
@@ -108,11 +113,12 @@ class Pretrainable(Protocol):
 class KeepBest(Callback):
     """Compare the backbone at several steps and keep the best one.
 
-    Step 0, the untouched backbone, takes part: pre-training that does not help is not kept. The choice is made after
-    the last step, before the checkpoint is written and before the last validation.
+    A candidate is the average of the weights before the first step and of those at a step, as ``recipe.average`` says.
+    The untouched backbone takes part: pre-training that does not help is not kept. The choice is made after the last
+    step, before the checkpoint is written and before the last validation.
 
     Attributes:
-        history: Scores by step.
+        history: Scores by step; -1 is the untouched backbone if it was whitened for step 0.
         best_step: Step of the best score so far; None before the first comparison.
     """
 
@@ -120,6 +126,7 @@ class KeepBest(Callback):
         self.recipe = recipe
         self.history: dict[int, Score] = {}
         self.best_step: int | None = None
+        self._start: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] = {}
         self._probe: Probe | None = None
         self._seen = -1
@@ -128,17 +135,18 @@ class KeepBest(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return plain data and tensors, so that a resumed run goes on choosing."""
         history = {step: tuple(score) for step, score in self.history.items()}
-        return {"history": history, "best_step": self.best_step, "best": self._best}
+        return {"history": history, "best_step": self.best_step, "best": self._best, "start": self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.history = {int(step): Score(*score) for step, score in state_dict["history"].items()}
-        self.best_step, self._best = state_dict["best_step"], state_dict["best"]
+        self.best_step, self._best, self._start = (state_dict[name] for name in ("best_step", "best", "start"))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the questions and put the untouched backbone to them."""
         module = cast("Pretrainable", pl_module)
         self._seen, self._settled = trainer.global_step, False
+        self._start = self._start or _state(module)
         if self.recipe.evaluations == 0:
             return
         bank = _collect(trainer.train_dataloader, module, self.recipe.evaluation_images)
@@ -150,6 +158,14 @@ class KeepBest(Callback):
             return
         self._probe = Probe(bank, held_out, self.recipe)
         if not self.history:
+            self._compare(trainer, pl_module)
+
+    def whitened(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Told that the backbone was whitened before the first step, which starts from there."""
+        self._start = _state(cast("Pretrainable", pl_module))
+        if self._probe is not None:
+            self.history = {UNTOUCHED: self.history.pop(trainer.global_step)}
+            self.best_step = UNTOUCHED
             self._compare(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -168,54 +184,76 @@ class KeepBest(Callback):
                 pl_module.log_dict(
                     {"held_out_image_auroc": score.image_auroc, "held_out_pixel_auroc": score.pixel_auroc}
                 )
-            if last:
-                self._restore(trainer, pl_module)
         if last:
+            self._restore(trainer, pl_module)
             trainer.should_stop = True  # lets the last validation run when the steps end within an epoch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose all the same when training was stopped early; checkpoints of then do not have it."""
-        if self._probe is not None and not self._settled:
-            if trainer.global_step not in self.history:
+        if not self._settled:
+            if self._probe is not None and trainer.global_step not in self.history:
                 self._compare(trainer, pl_module)
             self._restore(trainer, pl_module)
 
     def _compare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the present backbone and remember it if it is the best."""
+        """Score the present candidate and remember it if it is the best."""
         step, module = trainer.global_step, cast("Pretrainable", pl_module)
+        backbone, present = module.encoder.backbone, _state(module)
+        candidate = self._average(present)
+        backbone.load_state_dict(candidate)
         score = cast("Probe", self._probe).score(module.encoder, pl_module.device)
+        backbone.load_state_dict(present)
         self.history[step] = score
         if score.value == 0:
             logger.warning("MSACL: the features of step %d are not finite; try a smaller learning_rate.", step)
         if self.best_step is None or score.value > self.history[self.best_step].value:
-            self.best_step = step
-            state = module.encoder.backbone.state_dict()
-            self._best = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+            self.best_step, self._best = step, candidate
+
+    def _average(self, present: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the average of the weights before the first step and the present ones."""
+        share = self.recipe.average
+        if share == 1:  # weights that are not finite must not come back through 0 * inf either
+            return present
+        return {
+            name: torch.lerp(self._start[name], tensor, share) if tensor.is_floating_point() else tensor
+            for name, tensor in present.items()
+        }
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring back the best backbone and say which it is."""
+        """Bring back the best candidate, or the last where none was compared, and say which it is."""
         module = cast("Pretrainable", pl_module)
         self._settled = True
         logger.info("%s", self.verdict())
-        if self.best_step != trainer.global_step:
-            module.encoder.backbone.load_state_dict(self._best)
-            module.backbone_replaced(cast("Probe", self._probe).bank)
+        chosen = self._best if self._probe is not None else self._average(_state(module))
+        if self.best_step == trainer.global_step and self.recipe.average == 1:
+            return
+        module.encoder.backbone.load_state_dict(chosen)
+        images = _collect(trainer.train_dataloader, module, self.recipe.evaluation_images)
+        if images is not None:
+            module.backbone_replaced(images)
 
     def verdict(self) -> str:
         """Return one sentence: which step won, against what."""
         if self.best_step is None:
             return "MSACL: nothing was compared; the weights of the last step are kept."
-        untouched, best = self.history[min(self.history)], self.history[self.best_step]
-        if self.best_step == 0:
+        first = min(self.history)
+        untouched, best = self.history[first], self.history[self.best_step]
+        if self.best_step == first:
             return (
-                f"MSACL: pre-training did not help on held-out normal images with MedMix lesions, so the untouched "
+                f"MSACL: pre-training did not help on held-out normal images with synthetic lesions, so the untouched "
                 f"backbone is kept (image AUROC {best.image_auroc:.3f}, pixel AUROC {best.pixel_auroc:.3f})."
             )
+        winner = f"step {self.best_step}" if self.best_step else "whitening without any step"
         return (
-            f"MSACL: step {self.best_step} won on held-out normal images with MedMix lesions: image AUROC "
+            f"MSACL: {winner} won on held-out normal images with synthetic lesions: image AUROC "
             f"{untouched.image_auroc:.3f} -> {best.image_auroc:.3f}, pixel AUROC {untouched.pixel_auroc:.3f} -> "
             f"{best.pixel_auroc:.3f} (untouched -> kept)."
         )
+
+
+def _state(module: Pretrainable) -> dict[str, Tensor]:
+    """Return a copy of the weights of the backbone, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.encoder.backbone.state_dict().items()}
 
 
 def _chunks(images: Tensor) -> tuple[Tensor, ...]:

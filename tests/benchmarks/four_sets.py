@@ -26,7 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "Patchcore": {"layers": ["blocks.2", "blocks.4"], "coreset_sampling_ratio": 0.01},
     "Padim": {"layers": ["blocks.1", "blocks.2", "blocks.4"], "n_features": 100},
 }
-ARMS = {"untouched": 0, "pre-trained": 100}
+ARMS = {"untouched": 0, "pre-trained": 40}
 FIGURES = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
 
 

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import InputError, Msacl, Recipe
 from anomalib_msacl.recipe import TERMS
-from anomalib_msacl.selection import Probe, Score
+from anomalib_msacl.selection import KeepBest, Probe, Score
 from tests.conftest import phantom
 
 Make = Callable[..., Any]
@@ -73,6 +73,31 @@ def test_the_best_step_is_kept_and_saved(
     assert equal(saved.state_dict(), shown[winner])
     verdict = "did not help" if winner == 0 else f"step {2 * winner} won"
     assert verdict in (tmp_path / "weights" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("scores", "winner"), [([0.9, 0.8, 0.7], -1), ([0.5, 0.9, 0.7], 0), ([0.5, 0.6, 0.7], 1)])
+def test_untouched_whitened_and_averaged_weights_are_candidates(
+    scores: list[float],
+    winner: int,
+    monkeypatch: pytest.MonkeyPatch,
+    make_msacl: Make,
+    make_engine: Make,
+    phantom_root: Path,
+) -> None:
+    shown = script(monkeypatch, scores)
+    recipe = Recipe(max_steps=1, batch_size=4, evaluations=1, evaluation_images=4, centre_images=4, average=0.25)
+    msacl = make_msacl(recipe, backbone="tf_efficientnet_lite0", train_lesion_head=False)
+    untouched, trained = state(msacl), {}
+    average = KeepBest._average
+    monkeypatch.setattr(KeepBest, "_average", lambda self, present: trained.update(present) or average(self, present))
+    train(msacl, make_engine(max_steps=1), phantom_root)
+    assert list(msacl.selection.history) == [-1, 0, 1]
+    assert msacl.selection.best_step == winner
+    assert equal(shown[0], untouched)
+    assert not equal(shown[1], untouched)
+    assert equal(state(msacl), shown[winner + 1])
+    name = next(name for name in trained if not torch.equal(trained[name], shown[1][name]))
+    torch.testing.assert_close(shown[2][name], torch.lerp(shown[1][name], trained[name], 0.25))
 
 
 def test_the_checkpoint_holds_the_chosen_weights_and_needs_no_files(

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from anomalib_msacl import Recipe
 from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.families import NAMES, LesionMix
+from anomalib_msacl.medmix import MedMixOutput
 from anomalib_msacl.selection import Probe, Score
 from anomalib_msacl.weights import create_backbone
 
@@ -34,7 +36,7 @@ def smooth_images(number: int) -> Tensor:
 
 
 def probe() -> Probe:
-    return Probe(smooth_images(4), smooth_images(6), Recipe(medmix={"brightness": [0.3, 0.4]}))
+    return Probe(smooth_images(4), smooth_images(6), Recipe(families=[name for name in NAMES if name != "blob"]))
 
 
 def test_features_that_show_lesions_score_high_and_blind_ones_by_chance() -> None:
@@ -46,7 +48,8 @@ def test_features_that_show_lesions_score_high_and_blind_ones_by_chance() -> Non
 
 def test_the_score_does_not_depend_on_the_scale_of_the_features() -> None:
     assert probe().score(encoder(1.0), torch.device("cpu")) == pytest.approx(
-        probe().score(encoder(1000.0), torch.device("cpu"))
+        probe().score(encoder(1000.0), torch.device("cpu")),
+        abs=0.01,  # almost equal patches: the last digits of a distance decide
     )
 
 
@@ -55,6 +58,21 @@ def test_all_candidates_face_the_same_questions() -> None:
     assert torch.equal(first.images, second.images)
     network = Encoder(create_backbone("test_resnet", "random")[0])
     assert first.score(network, torch.device("cpu")) == second.score(network, torch.device("cpu"))
+
+
+def test_the_questions_are_of_families_that_were_not_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def synthesize(mix: LesionMix, images: Tensor, *_: object) -> MedMixOutput:
+        asked.extend(mix.families)
+        return MedMixOutput(images, torch.zeros_like(images[:, :1]), torch.ones(len(images)))
+
+    monkeypatch.setattr(LesionMix, "synthesize", synthesize)
+    Probe(smooth_images(2), smooth_images(2), Recipe(families=["medmix", "haze"]))
+    assert set(asked) == set(NAMES) - {"medmix", "haze"}
+    asked.clear()
+    Probe(smooth_images(2), smooth_images(2), Recipe(families=list(NAMES)))
+    assert set(asked) == set(NAMES)
 
 
 def test_scoring_leaves_training_mode_and_weights_alone() -> None:

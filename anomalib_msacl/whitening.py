@@ -1,0 +1,173 @@
+"""Whitening of a backbone's feature maps on normal images, folded into its weights.
+
+MSACL asks for a normal class that is tight in Euclidean distance. For a linear map of a feature map the answer is
+known in closed form: the inverse square root of the covariance of normal patches. Detectors that measure Euclidean
+distances, such as PatchCore, then measure Mahalanobis distances; Gaussian ones, such as PaDiM, regularise their
+covariances in units of normal variation.
+
+Where a stage of the backbone ends in a linear layer, as in EfficientNet and MobileNet, the map goes into the weights
+that write this feature map and its inverse into those that read it: the output of the network stays what it was, only
+the feature map has another basis. Stages that end in an activation, as in ResNet, and transformers keep theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from anomalib_msacl.encoder import Encoder, evaluating
+
+_SHRINKAGE = 0.01
+_TINY = 1e-12
+
+BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001
+
+
+class Stream(NamedTuple):
+    """The weights around one feature map.
+
+    Attributes:
+        writers: Pairs of a convolution and the BatchNorm after it, whose outputs are added up to the feature map.
+        readers: Convolutions that take the feature map as input.
+    """
+
+    writers: list[tuple[nn.Conv2d, BatchNorm]]
+    readers: list[nn.Conv2d]
+
+
+def whiten(encoder: Encoder, batches: Iterable[Tensor], deviation: float) -> list[str]:
+    """Whiten the feature maps of a backbone where its architecture allows it.
+
+    Args:
+        encoder: Its backbone is changed in place; the output of its last stage and of its head stays.
+        batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``.
+        deviation: Root mean square deviation of a channel over normal patches afterwards.
+
+    Returns:
+        Names of the stages that were whitened.
+    """
+    streams = {index: stream_of(encoder.backbone, stage["module"]) for index, stage in enumerate(encoder.stages)}
+    found = {index: stream for index, stream in streams.items() if stream is not None}
+    moments = {index: Moments() for index in found}
+    with torch.no_grad(), evaluating(encoder):
+        for images in batches if found else ():
+            for index, maps in encoder.intermediates(images, sorted(found)).items():
+                moments[index].add(maps)
+    for index, stream in found.items():
+        fold(stream, whitening_map(moments[index].covariance, deviation))
+    return [encoder.stages[index]["module"] for index in found]
+
+
+class Moments:
+    """Second moments of the patches of a feature map, gathered batch by batch in double precision."""
+
+    def __init__(self) -> None:
+        self._number, self._sum, self._square = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, maps: Tensor) -> None:
+        """Take feature maps of shape ``(B, C, h, w)``."""
+        patches = maps.detach().cpu().double().movedim(1, -1).flatten(0, 2)
+        self._number += len(patches)
+        self._sum = self._sum + patches.sum(dim=0)
+        self._square = self._square + patches.T @ patches
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the patches, shape ``(C, C)``, float64."""
+        mean = self._sum / self._number
+        return self._square / self._number - torch.outer(mean, mean)
+
+
+def whitening_map(covariance: Tensor, deviation: float) -> Tensor:
+    """Return the symmetric map (ZCA) that makes the covariance a multiple of the unit matrix.
+
+    A hundredth of the mean variance is mixed in, or directions of almost no variance would be blown up.
+
+    Args:
+        covariance: Shape ``(C, C)``, float64.
+        deviation: Root mean square deviation of a channel afterwards.
+
+    Returns:
+        Shape ``(C, C)``.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    values = values.clamp_min(0)
+    shrunk = ((1 - _SHRINKAGE) * values + _SHRINKAGE * values.mean()).clamp_min(_TINY)
+    matrix = (vectors * shrunk.rsqrt()) @ vectors.T
+    scaled: Tensor = matrix * (deviation / (values / shrunk).mean().sqrt().clamp_min(_TINY))
+    return scaled
+
+
+def stream_of(backbone: nn.Module, stage: str) -> Stream | None:
+    """Return the weights around the feature map of a stage.
+
+    Args:
+        backbone: A timm model.
+        stage: Name of the module whose output is the feature map, such as ``"blocks.2"``.
+
+    Returns:
+        None where the feature map is more than a sum of convolutions, or something else than convolutions reads it.
+    """
+    parent, _, number = stage.rpartition(".")
+    stages = getattr(backbone, parent, None) if parent else None
+    if not isinstance(stages, nn.Sequential) or not isinstance(stages[int(number)], nn.Sequential):
+        return None
+    first, *others = cast("nn.Sequential", stages[int(number)])
+    last = int(number) + 1 == len(stages)
+    # A block with a shortcut reads the feature map as well as it adds to it; the first one of a stage begins it.
+    if getattr(first, "has_skip", True) or not all(getattr(block, "has_skip", False) for block in others):
+        return None
+    writers = [_writer(block) for block in (first, *others)]
+    following = (
+        getattr(backbone, "conv_head", None) if last else _reader(cast("nn.Sequential", stages[int(number) + 1])[0])
+    )
+    readers = [*(_reader(block) for block in others), following]
+    if None in writers or not all(isinstance(reader, nn.Conv2d) and reader.groups == 1 for reader in readers):
+        return None
+    return Stream(cast("list[tuple[nn.Conv2d, BatchNorm]]", writers), cast("list[nn.Conv2d]", readers))
+
+
+@torch.no_grad()
+def fold(stream: Stream, matrix: Tensor) -> None:
+    """Put a linear map into the weights that write a feature map, and its inverse into those that read it.
+
+    Args:
+        stream: Changed in place.
+        matrix: Invertible, shape ``(C, C)``, float64.
+    """
+    for convolution, norm in stream.writers:
+        mean, variance = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
+        # The map mixes channels, BatchNorm does not: its scale moves into the convolution.
+        scale = norm.weight.cpu().double() / (variance.cpu().double() + norm.eps).sqrt()
+        offset = norm.bias.cpu().double() - mean.cpu().double() * scale
+        weight = convolution.weight.cpu().double() * scale[:, None, None, None]
+        convolution.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, weight))
+        norm.bias.copy_(matrix @ offset)
+        norm.weight.fill_(1)
+        mean.zero_()
+        variance.fill_(1 - norm.eps)
+    inverse = torch.linalg.inv(matrix)
+    for convolution in stream.readers:
+        weight = convolution.weight.cpu().double()
+        convolution.weight.copy_(torch.einsum("ojhw,ji->oihw", weight, inverse))
+
+
+def _writer(block: nn.Module) -> tuple[nn.Conv2d, BatchNorm] | None:
+    """Return the last convolution of a block of EfficientNet and its BatchNorm, if nothing non-linear follows."""
+    names = (
+        ("conv_pwl", "bn3" if hasattr(block, "bn3") else "bn2") if hasattr(block, "conv_pwl") else ("conv_pw", "bn2")
+    )
+    convolution, norm = (getattr(block, name, None) for name in names)
+    if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, BatchNorm):
+        return None
+    linear = isinstance(getattr(norm, "act", nn.Identity()), nn.Identity)
+    return (convolution, norm) if linear and convolution.bias is None else None
+
+
+def _reader(block: nn.Module) -> nn.Module | None:
+    """Return the convolution that a block of EfficientNet begins with."""
+    name = "conv_exp" if hasattr(block, "conv_exp") else "conv_pw" if hasattr(block, "conv_pwl") else "conv_dw"
+    return getattr(block, name, None)

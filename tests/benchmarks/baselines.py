@@ -1,0 +1,83 @@
+"""What a user would do instead with the same images and minutes: three small pre-trainings of a timm backbone.
+
+Each takes a backbone in evaluation mode of BatchNorm, normal images in [0, 1] of shape (N, 3, H, W), a number of steps
+and a seed, and trains the backbone in place with the optimiser of the default recipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.families import LesionMix
+from anomalib_msacl.views import WeakView
+
+BATCH = 32  # images that pass the network in a step, as in the default recipe
+
+
+def simclr(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
+    """Two views of an image attract each other, other images are pushed away (Chen et al. 2020)."""
+    head = nn.Sequential(nn.Linear(encoder.dim, encoder.dim), nn.ReLU(), nn.Linear(encoder.dim, 128))
+    view = WeakView(scale=(0.3, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.2)
+
+    def loss(batch: Tensor) -> Tensor:
+        batch = batch[: BATCH // 2]
+        z = F.normalize(head(encoder(view(batch.repeat(2, 1, 1, 1)))[1]), dim=1)
+        logits = (z @ z.T / 0.2).fill_diagonal_(-torch.inf)
+        return F.cross_entropy(logits, torch.arange(len(z)).roll(len(batch)))
+
+    train(encoder, head, images, loss, steps, seed)
+
+
+def cutpaste(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
+    """Tell images with a pasted rectangle from those without (Li et al. 2021)."""
+    head, view, lesions = nn.Linear(encoder.dim, 2), WeakView(), LesionMix(["cutpaste"])
+
+    def loss(batch: Tensor) -> Tensor:
+        pasted = torch.arange(len(batch)) % 2
+        return F.cross_entropy(head(encoder(lesions.synthesize(view(batch), pasted).image)[1]), pasted)
+
+    train(encoder, head, images, loss, steps, seed)
+
+
+def normals_only(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
+    """Draw the features of normal images to their mean (Deep SVDD on a pre-trained network; Reiss et al. 2021)."""
+    view = WeakView()
+    with torch.no_grad():
+        centre = torch.cat([encoder(part)[1] for part in images[:128].split(BATCH)]).mean(dim=0)
+
+    def loss(batch: Tensor) -> Tensor:
+        return (encoder(view(batch))[1] - centre).square().sum(dim=1).mean() / centre.square().sum()
+
+    train(encoder, nn.Identity(), images, loss, steps, seed)
+
+
+def train(
+    encoder: Encoder, head: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], steps: int, seed: int
+) -> None:
+    """Make the steps: AdamW, warm-up, cosine and clipping of the default recipe."""
+    torch.manual_seed(seed)
+    parameters = [p for p in (*encoder.parameters(), *head.parameters()) if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, 1e-4, weight_decay=1e-4)
+    warmup = max(1, steps // 10)
+    encoder.train()
+    for step in range(steps):
+        rate = (
+            (step + 1) / warmup
+            if step < warmup
+            else 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        )
+        optimizer.param_groups[0]["lr"] = 1e-4 * rate
+        optimizer.zero_grad()
+        torch.autograd.backward(loss(images[torch.randperm(len(images))[:BATCH]]))
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    encoder.eval()
+
+
+BASELINES = {"simclr": simclr, "cutpaste": cutpaste, "normals_only": normals_only}

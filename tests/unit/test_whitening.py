@@ -1,0 +1,94 @@
+"""Whitening folded into the weights: same network, whitened feature maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.weights import create_backbone
+from anomalib_msacl.whitening import Moments, stream_of, whiten, whitening_map
+
+STAGES = {
+    "tf_efficientnet_lite0": ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"],
+    "mobilenetv2_100": ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"],
+}
+
+
+def encoder_of(name: str) -> Encoder:
+    torch.manual_seed(0)
+    backbone = create_backbone(name, "random")[0]
+    backbone.train()(images(16))  # statistics of BatchNorm other than 0 and 1
+    return Encoder(backbone).eval()
+
+
+def images(batch: int = 16) -> torch.Tensor:
+    return torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def covariance(maps: torch.Tensor) -> torch.Tensor:
+    return maps.movedim(1, 0).flatten(1).double().cov(correction=0)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_network_computes_what_it_did_and_its_maps_are_whitened(name: str) -> None:
+    encoder = encoder_of(name)
+    index = range(len(encoder.stages))
+    with torch.no_grad():
+        output, before = encoder.backbone(images()), encoder.intermediates(images(), list(index))
+        names = whiten(encoder, [images()[:8], images()[8:]], deviation=0.1)
+        torch.testing.assert_close(encoder.backbone(images()), output, rtol=1e-3, atol=1e-4)
+        after = encoder.intermediates(images(), list(index))
+    assert names
+    for stage in index:
+        if encoder.stages[stage]["module"] not in names:
+            torch.testing.assert_close(after[stage], before[stage], rtol=1e-3, atol=1e-4)
+            continue
+        found = covariance(after[stage])
+        assert float(found.diagonal().mean().sqrt()) == pytest.approx(0.1, rel=0.01)
+        spread = [torch.linalg.eigvalsh(matrix) for matrix in (covariance(before[stage]), found)]
+        assert spread[1].max() / spread[1].mean() < 0.5 * spread[0].max() / spread[0].mean()
+
+
+def test_all_stages_of_efficientnet_lite_are_whitened() -> None:
+    name = "tf_efficientnet_lite0"
+    assert whiten(encoder_of(name), [images()], deviation=1.0) == STAGES[name]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
+def test_other_architectures_compute_what_they_did(name: str) -> None:
+    backbone = create_backbone(name, "random")[0]
+    encoder = Encoder(backbone).eval()
+    picture = torch.rand(2, 3, 224, 224)
+    before = backbone(picture)
+    names = whiten(encoder, [picture], deviation=0.1)
+    torch.testing.assert_close(backbone(picture), before, rtol=1e-3, atol=1e-4)
+    assert not names or name.startswith("mobilenet")
+
+
+def test_a_stage_whose_shortcut_is_missing_is_left() -> None:
+    backbone = create_backbone("tf_efficientnet_lite0", "random")[0]
+    backbone.blocks[2][1].has_skip = False
+    assert stream_of(backbone, "blocks.2") is None
+    assert stream_of(nn.Sequential(nn.Conv2d(3, 3, 1)), "0") is None
+
+
+def test_moments_of_batches_are_those_of_all_images() -> None:
+    maps = torch.randn(6, 5, 3, 4, generator=torch.Generator().manual_seed(1)) + 2
+    moments = Moments()
+    for part in maps.split(2):
+        moments.add(part)
+    torch.testing.assert_close(moments.covariance, covariance(maps))
+
+
+def test_the_map_whitens_and_keeps_the_scale_asked_for() -> None:
+    data = torch.randn(500, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    spread = (data * torch.tensor([1.0, 2.0, 3.0, 4.0])).T.cov()
+    matrix = whitening_map(spread, 0.1)
+    torch.testing.assert_close(matrix, matrix.T)
+    torch.testing.assert_close(matrix @ spread @ matrix.T, 0.01 * torch.eye(4).double(), rtol=0, atol=1e-3)
+
+
+def test_a_map_that_never_varies_stays_finite() -> None:
+    assert whitening_map(torch.zeros(3, 3).double(), 0.1).isfinite().all()
