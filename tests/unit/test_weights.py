@@ -246,6 +246,17 @@ def test_arguments_of_the_architecture_travel_with_the_weights(tmp_path: Path) -
         create_backbone("test_vit", "random", {"legs": 4})
 
 
+def test_a_folder_of_a_classifier_is_read_and_saved_again(tmp_path: Path) -> None:
+    classifier = timm.create_model("test_resnet", num_classes=7)
+    timm.models.save_for_hf(
+        classifier, str(tmp_path / "theirs"), model_args={"num_classes": 7}, safe_serialization=True
+    )
+    model, origin = create_backbone("test_resnet", str(tmp_path / "theirs"))
+    directory = save_backbone(model, "test_resnet", tmp_path / "ours", "", {}, [], origin.model_args)
+    assert same(model, create_backbone("test_resnet", str(directory))[0])
+    assert torch.equal(model.state_dict()["conv1.0.weight"], classifier.state_dict()["conv1.0.weight"])
+
+
 def test_tags_of_weights_are_not_part_of_the_architecture(tmp_path: Path) -> None:
     model, _ = create_backbone("test_resnet.r160_in1k", "random")
     assert architecture_of("test_resnet.r160_in1k") == "test_resnet"
