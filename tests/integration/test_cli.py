@@ -150,8 +150,8 @@ def test_dicom_files_from_pretraining_to_figures(dicom: Path, place: Path, monke
     assert not set(cli.datamodule.train_data.samples["patient"]) & set(cli.datamodule.val_data.samples["patient"])
 
 
-def test_hyper_kvasir_from_its_folders(folder: Path, place: Path) -> None:
-    root = place / "kvasir"
+def hyper_kvasir(folder: Path, root: Path) -> list[str]:
+    """Lay out images as in the download of Hyper-Kvasir, and return the options that use them."""
     shutil.copytree(folder / "train/good", root / "labeled-images/lower-gi-tract/anatomical-landmarks/cecum")
     for name in ("ileum", "bbps-2-3"):
         (root / f"labeled-images/lower-gi-tract/{name}").mkdir()
@@ -159,17 +159,33 @@ def test_hyper_kvasir_from_its_folders(folder: Path, place: Path) -> None:
         shutil.copy(first, root / f"labeled-images/lower-gi-tract/{name}/{name}.png")
     shutil.copytree(folder / "test/lesion", root / "segmented-images/images")
     shutil.copytree(folder / "ground_truth/lesion", root / "segmented-images/masks")
-    data = [
-        "--data.init_args.root",
-        str(root),
-        "--data.init_args.train_normal",
-        "9",
-        "--data.init_args.test_normal",
-        "3",
-    ]
-    options = ["--model.init_args.evaluator.init_args.resamples", "0"]
-    cli = anomalib("train", "msacl_patchcore_hyperkvasir", *data, *options, *SMALL, *at_size(64))
+    options = ["--data.init_args.root", str(root), "--data.init_args.train_normal", "9"]
+    return [*options, "--data.init_args.test_normal", "3", "--model.init_args.evaluator.init_args.resamples", "0"]
+
+
+def test_hyper_kvasir_from_its_folders(folder: Path, place: Path) -> None:
+    data = hyper_kvasir(folder, place / "kvasir")
+    cli = anomalib("train", "msacl_patchcore_hyperkvasir", *data, *SMALL, *at_size(64))
     assert set(cli.engine.trainer.callback_metrics) == FIGURES
+
+
+def test_the_recipe_of_the_paper_runs_and_holds_nothing_of_our_own(folder: Path, place: Path) -> None:
+    data = hyper_kvasir(folder, place / "kvasir")
+    callback = "--trainer.callbacks.init_args"
+    small = [f"{callback}.recipe.max_steps", "3", f"{callback}.recipe.batch_size", "4", f"{callback}.weights", "random"]
+    cli = anomalib("train", "msacl_paper", *data, *small, *at_size(64))
+    assert set(cli.engine.trainer.callback_metrics) == FIGURES
+    (card,) = place.glob("results/msacl/resnet18-*/README.md")
+    recipe = json.loads(card.read_text().split("```json")[1].split("```")[0])
+    ours = {"dense": 0, "whitening": 0, "average": 1, "families": ["medmix"], "evaluations": 0, "frozen_stride": 0}
+    assert {name: recipe[name] for name in ours} == ours
+    paper = {"centring": 1, "contrastive": 1, "augmentation": 1, "position": 1, "optimizer": "sgd", "classes": 4}
+    assert {name: recipe[name] for name in paper} == paper
+    (log,) = place.glob("results/msacl/logs/resnet18-*/metrics.csv")
+    header = log.read_text().splitlines()[0].split(",")
+    assert {name for name in header if name.startswith("train_")} == {
+        *("train_centring", "train_contrastive", "train_augmentation", "train_position", "train_loss")
+    }
 
 
 def test_bmad_with_medmix_in_place_of_its_validation_set(folder: Path, place: Path) -> None:
@@ -272,5 +288,5 @@ def test_the_configurations_are_found(capsys: pytest.CaptureFixture[str], monkey
 
 def test_every_configuration_has_a_test() -> None:
     tested: set[Any] = {"msacl_patchcore", "msacl_padim", "msacl_patchcore_folder", "msacl_pretrain"}
-    tested |= {"msacl_padim_dicom", "msacl_patchcore_hyperkvasir", "msacl_patchcore_bmad"}
+    tested |= {"msacl_padim_dicom", "msacl_patchcore_hyperkvasir", "msacl_patchcore_bmad", "msacl_paper"}
     assert {path.stem for path in config_path("msacl_padim").parent.glob("*.yaml")} == tested

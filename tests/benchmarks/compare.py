@@ -1,0 +1,447 @@
+"""Sets x arms x models x seeds from one YAML: a row per run in a CSV, and the table and the plot of README.
+
+    python tests/benchmarks/compare.py run DATA WEIGHTS [--out results/compare] [--sets ..] [--arms ..] [--models ..]
+                                           [--seeds ..] [--config tests/benchmarks/compare.yaml]
+    python tests/benchmarks/compare.py table results/compare/runs.csv [--arms ..]
+    python tests/benchmarks/compare.py plot results/compare/runs.csv docs/compare.png
+
+DATA holds one folder per set, laid out as configs/msacl_patchcore_folder.yaml says; WEIGHTS is a folder in timm's
+format or another name that `weights` of the callback takes. Rows that are in the CSV with the same configuration are
+not run again, so an interrupted run goes on; several processes may share one CSV, each with sets or seeds of its own.
+
+An arm is a backbone. `recipe` is a pre-training by `anomalib_msacl.Msacl`, `baseline` one of baselines.py, neither
+takes the initial weights as they are. One backbone serves all models: anomalib's get it from the callback
+`MsaclPretraining` with `max_steps: 0`, as a user would who pre-trained once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fcntl
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import math
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from anomalib.data import Batch, Folder
+from anomalib.engine import Engine
+from anomalib.metrics import AUPRO, AUROC, Evaluator
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from matplotlib import pyplot as plt
+from scipy.stats import t as student_t
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+from torchvision.transforms.v2 import Compose, Normalize, Resize
+
+from anomalib_msacl import Msacl, MsaclPretraining, Recipe
+from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.selection import Probe
+from anomalib_msacl.weights import create_backbone, save_backbone
+
+sys.path.insert(0, str(Path(__file__).parent))
+from baselines import BASELINES  # a script's neighbour, not a package
+
+FIGURES = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
+FIELDS = (
+    "set",
+    "arm",
+    "model",
+    "seed",
+    *FIGURES,
+    "kept",
+    "held_out",
+    "pretrain_s",
+    "seconds",
+    "device",
+    "versions",
+    "key",
+)
+PACKAGES = ("anomalib-msacl", "anomalib", "torch", "timm", "lightning")
+
+
+class Squash(PostProcessor):
+    """Bring raw scores into [0, 1) without a change of order and without a look at any label.
+
+    torchmetrics takes scores outside [0, 1] for logits, and their sigmoid saturates.
+    """
+
+    def post_process_batch(self, batch: Batch) -> None:
+        """Change scores and maps in place."""
+        for name in ("pred_score", "anomaly_map"):
+            values = getattr(batch, name)
+            if values is not None:
+                setattr(batch, name, values / (1 + values))
+
+
+class Bench:
+    """One YAML, one folder of sets, one file of rows.
+
+    Args:
+        config: The YAML, read.
+        data: Folder of sets.
+        weights: Initial weights.
+        out: Folder for rows and backbones.
+    """
+
+    def __init__(self, config: dict[str, Any], data: Path, weights: str, out: Path) -> None:
+        self.config, self.data, self.out = config, data, out
+        self.weights = str(Path(weights).resolve()) if Path(weights).exists() else weights
+        self.size = (config["image_size"],) * 2
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        out.mkdir(parents=True, exist_ok=True)
+        self.file = out / "runs.csv"
+
+    def run(self, name: str, arm: str, seed: int, models: list[str]) -> None:
+        """Make the rows of one backbone that are missing."""
+        recipe = self.config["arms"][arm].get("recipe")
+        wanted = [model for model in models if model != "msacl" or recipe is not None]
+        done = {(row["set"], row["arm"], row["model"], row["seed"], row["key"]) for row in rows(self.file)}
+        missing = [m for m in wanted if (name, arm, m, str(seed), self.key(arm, m)) not in done]
+        if not missing:
+            return
+        folder = self.out / "weights" / f"{name}-{arm}-{seed}-{self.key(arm, '')}"
+        if not folder.exists() or "msacl" in missing:
+            start = time.monotonic()
+            figures = self.pretrain(name, arm, seed, folder, score="msacl" in wanted)
+            notes = {"kept": figures.pop("kept", ""), "pretrain_s": f"{time.monotonic() - start:.0f}"}
+            (folder / "notes.json").write_text(json.dumps(notes))
+            if "msacl" in missing:
+                self.add(name, arm, "msacl", seed, figures | notes)
+        notes = json.loads((folder / "notes.json").read_text())
+        for model in missing:
+            if model != "msacl":
+                start = time.monotonic()
+                figures = self.test(name, model, seed, folder)
+                self.add(name, arm, model, seed, {**notes, **figures, "seconds": f"{time.monotonic() - start:.0f}"})
+
+    def pretrain(self, name: str, arm: str, seed: int, folder: Path, score: bool) -> dict[str, str]:
+        """Make the backbone of an arm; with a recipe, also test the model that made it."""
+        arm_config, config = self.config["arms"][arm], self.config
+        weights = arm_config.get("weights", self.weights)
+        lightning.seed_everything(seed, verbose=False)
+        if "recipe" in arm_config:
+            model = Msacl(
+                config["backbone"],
+                weights,
+                config["layers"],
+                config["image_size"],
+                Recipe(**{**arm_config["recipe"], "seed": seed, "held_out": config["held_out"]}),
+                folder,
+                config["mean"],
+                config["std"],
+                train_lesion_head=score,
+                post_processor=False,
+                evaluator=self.evaluator(name),
+                visualizer=False,
+            )
+            with self.engine() as engine:
+                data = self.folder(name, seed, model.recipe.batch_size, "from_train")
+                engine.fit(model, datamodule=data)
+                figures = engine.test(model, datamodule=data)[0] if score else {}
+            verdict = model.selection
+            kept = {"kept": str(verdict.best_step if verdict.history else model.recipe.max_steps)}
+            return {key: f"{value:.4f}" for key, value in figures.items() if key in FIGURES} | kept
+        backbone, origin = create_backbone(config["backbone"], weights)
+        if "baseline" in arm_config:
+            encoder = Encoder(backbone, config["layers"], config["mean"], config["std"], frozen_stride=4)
+            images = torch.cat(list(self.images(self.folder(name, seed, 32).train_data)))
+            BASELINES[arm_config["baseline"]](
+                encoder.to(self.device), images.to(self.device), arm_config["steps"], seed
+            )
+        state = {"mean": config["mean"], "std": config["std"], "license": origin.license, "tag": arm}
+        save_backbone(backbone.cpu(), config["backbone"], folder, f"Arm {arm} of compare.py.", state, config["layers"])
+        return {}
+
+    def test(self, name: str, model: str, seed: int, folder: Path) -> dict[str, str]:
+        """Fit a detector on a backbone and test it on the whole test set."""
+        lightning.seed_everything(seed, verbose=False)
+        data = self.folder(name, seed, 32)
+        settings = self.config["models"][model]
+        if "class_path" not in settings:
+            return self.neighbours(data, folder, settings)
+        module, _, kind = settings["class_path"].rpartition(".")
+        transform = Compose([Resize(self.size, antialias=True), Normalize(self.config["mean"], self.config["std"])])
+        detector = getattr(importlib.import_module(module), kind)(
+            backbone=self.config["backbone"],
+            pre_trained=False,
+            pre_processor=PreProcessor(transform=transform),
+            post_processor=Squash(),
+            evaluator=self.evaluator(name),
+            visualizer=False,
+            **settings["init_args"],
+        )
+        callback = MsaclPretraining(str(folder), Recipe(max_steps=0), self.out / "handed_over")
+        with self.engine(callbacks=[callback]) as engine:
+            engine.fit(detector, datamodule=data)
+            figures = engine.test(detector, datamodule=data)[0]
+        held_out = {"held_out": f"{self.probe(name, seed, folder, settings['init_args']['layers']):.4f}"}
+        return {key: f"{value:.4f}" for key, value in figures.items() if key in FIGURES} | held_out
+
+    def probe(self, name: str, seed: int, folder: Path, layers: list[str]) -> float:
+        """Return what the choice of the weights thinks of a backbone; no test image takes part."""
+        data = self.folder(name, seed, 32, "from_train")
+        recipe = Recipe(seed=seed)
+        bank, held_out = (
+            torch.cat(list(self.images(part)))[: recipe.evaluation_images] for part in (data.train_data, data.val_data)
+        )
+        encoder = self.encoder(folder, layers)
+        return Probe(bank, held_out, recipe).score(encoder, torch.device(self.device)).value
+
+    @torch.no_grad()
+    def neighbours(self, data: Folder, folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+        """Score test images by their nearest training images, by pooled features of unit length."""
+        encoder = self.encoder(folder, settings["layers"])
+
+        def pooled(dataset: Any) -> Tensor:
+            parts = [encoder(images.to(self.device), pooled=False)[0] for images in self.images(dataset)]
+            return torch.cat([torch.cat([maps.mean(dim=(-2, -1)) for maps in part], dim=1).cpu() for part in parts])
+
+        distance = torch.cdist(pooled(data.test_data), pooled(data.train_data))
+        scores = distance.topk(settings["neighbours"], largest=False).values.mean(dim=1)
+        labels = torch.tensor(data.test_data.samples.label_index.to_numpy())
+        return {"image_AUROC": f"{float(binary_auroc(scores / scores.max(), labels)):.4f}"}
+
+    def encoder(self, folder: Path, layers: list[str]) -> Encoder:
+        """Return a backbone in evaluation mode."""
+        backbone = create_backbone(self.config["backbone"], str(folder))[0]
+        return Encoder(backbone, layers, self.config["mean"], self.config["std"]).to(self.device).eval()
+
+    def images(self, dataset: Any) -> Iterator[Tensor]:
+        """Yield batches of images in [0, 1]."""
+        resize = Resize(self.size, antialias=True)
+        loader = torch.utils.data.DataLoader(dataset, batch_size=32, collate_fn=dataset.collate_fn)
+        for batch in loader:
+            yield resize(batch.image.as_subclass(Tensor))
+
+    def folder(self, name: str, seed: int, batch_size: int, validation: str = "same_as_test") -> Folder:
+        """Return a set; `from_train` holds images out. No validation runs, so `same_as_test` only means that none are."""
+        root = (self.data / name).resolve()
+        data = Folder(
+            name=name,
+            root=root,
+            normal_dir="train/good",
+            normal_test_dir="test/good",
+            abnormal_dir="test/lesion",
+            mask_dir="ground_truth/lesion" if self.masks(name) else None,
+            train_batch_size=batch_size,
+            eval_batch_size=32,
+            num_workers=0,
+            val_split_mode=validation,
+            val_split_ratio=self.config["held_out"],
+            seed=seed,
+        )
+        data.prepare_data()
+        data.setup()
+        return data
+
+    def masks(self, name: str) -> bool:
+        """Whether a set has masks."""
+        return (self.data / name / "ground_truth").is_dir()
+
+    def evaluator(self, name: str) -> Evaluator:
+        """Return the metrics of a set."""
+        metrics: list[Any] = [AUROC(fields=["pred_score", "gt_label"], prefix="image_")]
+        if self.masks(name):
+            metrics += [kind(fields=["anomaly_map", "gt_mask"], prefix="pixel_") for kind in (AUROC, AUPRO)]
+        return Evaluator(test_metrics=metrics)
+
+    def engine(self, **options: Any) -> _Engine:
+        """Return an engine in a folder that is removed afterwards."""
+        return _Engine(accelerator=self.device, devices=1, limit_val_batches=0, **options)
+
+    def key(self, arm: str, model: str) -> str:
+        """Return a hash of what a row follows from."""
+        shared = {k: v for k, v in self.config.items() if k not in {"models", "arms", "sets", "seeds", "reference"}}
+        content = [shared, self.config["arms"][arm], self.config["models"].get(model), Path(self.weights).name]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+    def add(self, name: str, arm: str, model: str, seed: int, figures: dict[str, str]) -> None:
+        """Append a row; other processes may do so too."""
+        versions = " ".join(f"{package}={importlib.metadata.version(package)}" for package in PACKAGES)
+        device = torch.cuda.get_device_name() if self.device == "cuda" else f"cpu {platform.machine()}"
+        row = {"set": name, "arm": arm, "model": model, "seed": seed, "device": device, "versions": versions}
+        row |= {"key": self.key(arm, model), **figures}
+        with self.file.open("a", newline="") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            writer = csv.DictWriter(file, FIELDS)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        print({key: value for key, value in row.items() if key not in {"versions", "device", "key"}}, flush=True)
+
+
+class _Engine:
+    """A context: an engine of anomalib that leaves nothing behind."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def __enter__(self) -> Engine:
+        self.work = tempfile.TemporaryDirectory()
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        return Engine(default_root_dir=self.work.name, **quiet, **self.options)
+
+    def __exit__(self, *args: object) -> None:
+        self.work.cleanup()
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a file, none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Comparison:
+    """Figures of the runs of one model: mean, spread, and difference to the reference arm, paired by set and seed.
+
+    Args:
+        runs: Rows of a CSV.
+        model: Name of the model.
+        figure: Which figure.
+        reference: Name of the arm that the others are compared with.
+    """
+
+    def __init__(self, runs: list[dict[str, str]], model: str, figure: str, reference: str) -> None:
+        self.reference = reference
+        self.values: dict[str, dict[tuple[str, str], float]] = {}
+        for row in runs:
+            if row["model"] == model and row[figure]:
+                self.values.setdefault(row["arm"], {})[row["set"], row["seed"]] = float(row[figure])
+        self.sets = sorted({name for values in self.values.values() for name, _ in values})
+
+    def of(self, arm: str, name: str) -> list[float]:
+        """Return the figures of an arm on a set, one a seed."""
+        return [value for (found, _), value in sorted(self.values[arm].items()) if found == name]
+
+    def differences(self, arm: str, sets: Sequence[str]) -> list[float]:
+        """Return the difference to the reference for every seed that has all sets in both arms, mean over the sets."""
+        ours, theirs = self.values[arm], self.values.get(self.reference, {})
+        seeds = sorted({seed for _, seed in ours})
+        pairs = [[(name, seed) for name in sets] for seed in seeds]
+        return [
+            statistics.fmean(ours[pair] - theirs[pair] for pair in group)
+            for group in pairs
+            if all(pair in ours and pair in theirs for pair in group)
+        ]
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return the mean and half of its interval by Student's t; not a number for a single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    quantile = float(student_t.ppf((1 + confidence) / 2, len(values) - 1))
+    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation, without leading zeros; the mean alone of a single value."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.3f}".lstrip("0")
+    return f"{mean} ± {statistics.stdev(values):.3f}".replace("± 0", "± ") if len(values) > 1 else mean
+
+
+def table(runs: list[dict[str, str]], reference: str, arms: Sequence[str] | None) -> Iterator[str]:
+    """Yield the lines of one Markdown table for each model and figure."""
+    for model, figure in ((m, f) for m in dict.fromkeys(row["model"] for row in runs) for f in FIGURES):
+        found = Comparison(runs, model, figure, reference)
+        if not found.values:
+            continue
+        yield from ("", f"{model}, {figure}", "")
+        yield f"| arm | seeds | {' | '.join(found.sets)} | difference to {reference}, mean of the sets |"
+        yield "|---" * (len(found.sets) + 3) + "|"
+        for arm in arms or found.values:
+            if arm not in found.values:
+                continue
+            seeds = len({seed for _, seed in found.values[arm]})
+            cells = [spread(found.of(arm, name)) for name in found.sets]
+            differences = found.differences(arm, found.sets)
+            gain = "-"
+            if differences and arm != reference:
+                mean, half = interval(differences)
+                gain = f"{mean:+.3f}" + ("" if math.isnan(half) else f" [{mean - half:+.3f}, {mean + half:+.3f}]")
+            yield f"| {arm} | {seeds} | {' | '.join(cells)} | {gain} |"
+
+
+def plot(runs: list[dict[str, str]], reference: str, arms: Sequence[str], path: Path) -> None:
+    """Draw the differences to the reference, a dot for each seed and a bar for their mean."""
+    models = [model for model in dict.fromkeys(row["model"] for row in runs) if model != "msacl"]
+    panels = [
+        (m, f) for m in models for f in ("image_AUROC", "pixel_AUPRO") if Comparison(runs, m, f, reference).values
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), sharey=True, squeeze=False)
+    for axis, (model, name) in zip(axes[0], panels, strict=True):
+        found = Comparison(runs, model, name, reference)
+        shown = [arm for arm in arms if arm in found.values]
+        for number, arm in enumerate(shown):
+            for place, data in enumerate(found.sets):
+                values = found.differences(arm, [data])
+                if not values:
+                    continue
+                x = place + 0.8 * ((number + 0.5) / len(shown) - 0.5)
+                bar = statistics.fmean(values)
+                axis.bar(x, bar, 0.8 / len(shown), color=f"C{number}", alpha=0.6, label=arm if place == 0 else None)
+                axis.plot([x] * len(values), values, "k.", markersize=3)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set_title(f"{model}, {name}")
+        axis.set_xticks(range(len(found.sets)), [data.replace("_", "\n") for data in found.sets], fontsize=7)
+    axes[0][0].set_ylabel(f"difference to {reference}")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run", help="make the rows that are missing")
+    command.add_argument("data", type=Path)
+    command.add_argument("weights")
+    command.add_argument("--out", type=Path, default=Path("results/compare"))
+    command.add_argument("--sets", nargs="*")
+    command.add_argument("--models", nargs="*")
+    command.add_argument("--seeds", nargs="*", type=int)
+    for name in ("table", "plot"):
+        shown = commands.add_parser(name)
+        shown.add_argument("runs", type=Path)
+        if name == "plot":
+            shown.add_argument("picture", type=Path)
+    for subparser in commands.choices.values():
+        subparser.add_argument("--config", type=Path, default=Path(__file__).with_suffix(".yaml"))
+        subparser.add_argument("--arms", nargs="*")
+    arguments = parser.parse_args()
+    config = yaml.safe_load(arguments.config.read_text())
+    if arguments.command == "table":
+        print("\n".join(table(rows(arguments.runs), config["reference"], arguments.arms)))
+    elif arguments.command == "plot":
+        arms = arguments.arms or [arm for arm in config["arms"] if arm != config["reference"]]
+        plot(rows(arguments.runs), config["reference"], arms, arguments.picture)
+    else:
+        bench = Bench(config, arguments.data, arguments.weights, arguments.out.resolve())
+        folders = sorted(path.name for path in arguments.data.iterdir() if path.is_dir())
+        for seed in arguments.seeds or config["seeds"]:
+            for name in arguments.sets or config["sets"] or folders:
+                for arm in arguments.arms or config["arms"]:
+                    bench.run(name, arm, seed, arguments.models or list(config["models"]))
+
+
+if __name__ == "__main__":
+    main()
