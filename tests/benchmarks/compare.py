@@ -228,7 +228,7 @@ class Bench:
             yield resize(batch.image.as_subclass(Tensor))
 
     def folder(self, name: str, seed: int, batch_size: int, validation: str = "same_as_test") -> Folder:
-        """Return a set; `from_train` holds images out. No validation runs, so `same_as_test` only means that none are."""
+        """Return a set; `from_train` holds images out. No validation runs, so `same_as_test` is never used."""
         root = (self.data / name).resolve()
         data = Folder(
             name=name,
