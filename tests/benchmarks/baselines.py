@@ -1,7 +1,8 @@
-"""What a user would do instead with the same images and minutes: three small pre-trainings of a timm backbone.
+"""What a user would do instead with the same images and minutes: small pre-trainings of a timm backbone.
 
-Each takes a backbone in evaluation mode of BatchNorm, normal images in [0, 1] of shape (N, 3, H, W), a number of steps
-and a seed, and trains the backbone in place with the optimiser of the default recipe.
+SimCLR is lightly's (`pip install ".[benchmark]"`); compare.py runs them all. Each takes a backbone in evaluation mode of
+BatchNorm, normal images in [0, 1] of shape (N, 3, H, W), a number of steps and a seed, and trains the backbone in place
+with the optimiser of the default recipe.
 """
 
 from __future__ import annotations
@@ -21,25 +22,26 @@ BATCH = 32  # images that pass the network in a step, as in the default recipe
 
 
 def simclr(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
-    """Two views of an image attract each other, other images are pushed away (Chen et al. 2020)."""
-    head = nn.Sequential(nn.Linear(encoder.dim, encoder.dim), nn.ReLU(), nn.Linear(encoder.dim, 128))
+    """Two views of an image attract each other, other images are pushed away (Chen et al. 2020), by lightly."""
+    from lightly.loss import NTXentLoss  # the other baselines do without
+    from lightly.models.modules import SimCLRProjectionHead
+
+    head, contrast = SimCLRProjectionHead(encoder.dim, encoder.dim, 128), NTXentLoss(temperature=0.2)
     view = WeakView(scale=(0.3, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.2)
 
     def loss(batch: Tensor) -> Tensor:
-        batch = batch[: BATCH // 2]
-        z = F.normalize(head(encoder(view(batch.repeat(2, 1, 1, 1)))[1]), dim=1)
-        logits = (z @ z.T / 0.2).fill_diagonal_(-torch.inf)
-        return F.cross_entropy(logits, torch.arange(len(z)).roll(len(batch)))
+        first, second = (head(encoder(view(batch[: BATCH // 2]))[1]) for _ in range(2))
+        return contrast(first, second)
 
-    train(encoder, head, images, loss, steps, seed)
+    train(encoder, head.to(images.device), images, loss, steps, seed)
 
 
 def cutpaste(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
     """Tell images with a pasted rectangle from those without (Li et al. 2021)."""
-    head, view, lesions = nn.Linear(encoder.dim, 2), WeakView(), LesionMix(["cutpaste"])
+    head, view, lesions = nn.Linear(encoder.dim, 2).to(images.device), WeakView(), LesionMix(["cutpaste"])
 
     def loss(batch: Tensor) -> Tensor:
-        pasted = torch.arange(len(batch)) % 2
+        pasted = torch.arange(len(batch), device=batch.device) % 2
         return F.cross_entropy(head(encoder(lesions.synthesize(view(batch), pasted).image)[1]), pasted)
 
     train(encoder, head, images, loss, steps, seed)
@@ -55,6 +57,20 @@ def normals_only(encoder: Encoder, images: Tensor, steps: int, seed: int) -> Non
         return (encoder(view(batch))[1] - centre).square().sum(dim=1).mean() / centre.square().sum()
 
     train(encoder, nn.Identity(), images, loss, steps, seed)
+
+
+@torch.no_grad()
+def batch_norm(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
+    """Let the statistics of BatchNorm be those of the normal images; no weight is trained."""
+    del seed
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for batch in images[torch.randperm(len(images))].split(BATCH)[:steps]:
+        encoder(batch)
+    encoder.eval()
 
 
 def train(
@@ -80,4 +96,4 @@ def train(
     encoder.eval()
 
 
-BASELINES = {"simclr": simclr, "cutpaste": cutpaste, "normals_only": normals_only}
+BASELINES = {"simclr": simclr, "cutpaste": cutpaste, "normals_only": normals_only, "batch_norm": batch_norm}
