@@ -9,7 +9,7 @@ from anomalib.data import InferenceBatch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.encoder import Encoder, evaluating
 from anomalib_msacl.losses import (
     AugmentationPrediction,
     DenseLesion,
@@ -18,6 +18,7 @@ from anomalib_msacl.losses import (
     RelativePosition,
     cells,
 )
+from anomalib_msacl.normality import Normality, patch_features
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.views import patch_pairs
 
@@ -73,6 +74,7 @@ class MsaclModel(nn.Module):
         self.position = RelativePosition(dim)
         self.dense = DenseLesion()
         self.lesion_head = LesionHead(encoder.dims)
+        self.normality = Normality()
 
     def embed(self, images: Tensor) -> Tensor:
         """Return ``f_theta`` of images in [0, 1] of shape ``(B, 3, H, W)``: ``z`` of shape ``(B, projection)``."""
@@ -115,7 +117,10 @@ class MsaclModel(nn.Module):
         return torch.stack([getattr(self.recipe, name) * value for name, value in terms.items()]).sum()
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Score images by the lesion head.
+        """Score images by their distance from normality and by the lesion head; by the head alone while training.
+
+        The evidence on an image is the distance of its farthest patch, the mean distance of its patches, and the
+        lesion head. How it is joined: :class:`anomalib_msacl.normality.Normality`.
 
         Args:
             images: Values in [0, 1], shape ``(B, 3, H, W)``.
@@ -123,10 +128,41 @@ class MsaclModel(nn.Module):
         Returns:
             Scores in [0, 1] of shape ``(B,)`` and maps in [0, 1] of shape ``(B, 1, H, W)``.
         """
-        logits = self.lesion_head(self.encoder(images, pooled=False)[0])
-        score = F.avg_pool2d(logits, 3, 1, 1).amax(dim=(-3, -2, -1)).sigmoid()
-        anomaly_map = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
+        maps = self.encoder(images, pooled=False)[0]
+        logits = self.lesion_head(maps)
+        if self.normality.ready:
+            score, plane = self.normality(*self._evidence(maps, logits))
+        else:
+            score, plane = self._lesion(logits).sigmoid(), logits.sigmoid()
+        anomaly_map = F.interpolate(plane, size=images.shape[-2:], mode="bilinear", align_corners=False)
         return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
+
+    @torch.no_grad()
+    def learn_normality(self, images: Tensor, held_out: Tensor) -> None:
+        """Fill the bank of normal patches and set the units of the score.
+
+        Args:
+            images: Normal training images in [0, 1], shape ``(N, 3, H, W)``.
+            held_out: Other normal images, shape ``(M, 3, H, W)``.
+        """
+        size = self.recipe.batch_size
+        with evaluating(self):
+            patches = (patch_features(self.encoder(batch, pooled=False)[0]) for batch in torch.split(images, size))
+            self.normality.remember(patches, len(images), self.recipe.seed)
+            maps = (self.encoder(batch, pooled=False)[0] for batch in torch.split(held_out, size))
+            found = [self._evidence(layers, self.lesion_head(layers)) for layers in maps]
+        self.normality.calibrate(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def _evidence(self, maps: list[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the evidence on images ``(B, 3)`` and on their cells ``(B, 2, h, w)``."""
+        distance = self.normality.distance(patch_features(maps))
+        farthest, mean = distance.amax(dim=(-3, -2, -1)), distance.mean(dim=(-3, -2, -1))
+        return torch.stack([farthest, mean, self._lesion(logits)], dim=1), torch.cat([distance, logits], dim=1)
+
+    @staticmethod
+    def _lesion(logits: Tensor) -> Tensor:
+        """Return the lesion head's word on whole images, shape ``(B,)``."""
+        return F.avg_pool2d(logits, 3, 1, 1).amax(dim=(-3, -2, -1))
 
     def _position(self, images: Tensor) -> Tensor:
         """Return ``l_pos`` of normal views."""

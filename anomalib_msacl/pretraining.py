@@ -29,7 +29,7 @@ from anomalib_msacl.families import LesionMix
 from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
 from anomalib_msacl.model import LesionHead, MsaclModel, class_separation
 from anomalib_msacl.recipe import Recipe
-from anomalib_msacl.selection import KeepBest, normal_images
+from anomalib_msacl.selection import KeepBest, held_out_images, normal_images
 from anomalib_msacl.views import WeakView
 from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
 from anomalib_msacl.whitening import whiten
@@ -37,6 +37,7 @@ from anomalib_msacl.whitening import whiten
 logger = logging.getLogger(__name__)
 
 _WHITENING_IMAGES = 400
+_BANK_IMAGES = 400
 _HEAD_LEARNING_RATE = 1e-3
 _HEAD_STEPS = 60
 
@@ -44,8 +45,9 @@ _HEAD_STEPS = 60
 class Msacl(AnomalibModule):
     """MSACL (arXiv 2109.01303): pre-train a backbone on normal images with synthetic lesions.
 
-    Training needs normal images only. The result is the backbone, saved in timm's folder format; a small lesion head
-    is trained beside it, without influence on it, and scores images in ``test``, ``predict`` and after export.
+    Training needs normal images only. The result is the backbone, saved in timm's folder format. Beside it, without
+    influence on it, a small lesion head is trained and a bank of normal patches kept; together they score images in
+    ``test``, ``predict`` and after export.
     Validation looks at the normal images of the validation set and adds MedMix lesions to copies of them.
 
     Args:
@@ -58,7 +60,8 @@ class Msacl(AnomalibModule):
         weights_dir: Where to save the backbone; ``weights/timm`` in the run's folder if None.
         mean: Normalisation; that of the initial weights if None.
         std: Normalisation; that of the initial weights if None.
-        train_lesion_head: Train the lesion head; not needed where only the backbone is wanted.
+        train_lesion_head: Train the lesion head and learn what normal patches look like, for scores of images; not
+            needed where only the backbone is wanted.
         backbone_args: Further arguments of the architecture in timm, e.g. ``{"img_size": 392}``.
         pre_processor: Must not normalise: lesions are made on [0, 1], the model normalises itself.
         post_processor: As in anomalib.
@@ -274,19 +277,30 @@ class Msacl(AnomalibModule):
             self.origin.model_args,
         )
 
-    def backbone_replaced(self, images: Tensor) -> None:
-        """Train the lesion head anew on the backbone that was chosen.
+    def backbone_chosen(self, replaced: bool) -> None:
+        """Train the lesion head anew if the backbone is another, then learn what normal images look like.
 
         Args:
-            images: Normal training images in [0, 1], shape ``(N, 3, H, W)``.
+            replaced: Whether the backbone is not that of the last step.
         """
         if not self.train_lesion_head:
             return
+        images = torch.cat(list(self._training_images(_BANK_IMAGES)))
+        if replaced:
+            self._train_head(images)
+        held_out = held_out_images(self.trainer, self, self.recipe.evaluation_images)
+        if held_out is None:  # the bank must not hold the images that set the units, if there is more than one
+            number = max(1, len(images) // 5)
+            held_out, images = images[:number], images[number:] if len(images) > 1 else images
+        self.model.learn_normality(images, held_out.to(self.device))
+
+    def _train_head(self, images: Tensor) -> None:
+        """Train the lesion head on normal images in [0, 1] with lesions, shape ``(N, 3, H, W)``."""
         head = self.model.lesion_head
         optimizer = torch.optim.AdamW(head.parameters(), _HEAD_LEARNING_RATE)
         with torch.enable_grad():
             for _ in range(_HEAD_STEPS):
-                chosen = images[torch.randperm(len(images))[: self.recipe.batch_size]].to(self.device)
+                chosen = images[torch.randperm(len(images))[: self.recipe.batch_size]]
                 batch, masks, _, _ = self._synthesise(chosen, 1)
                 with torch.no_grad(), evaluating(self.encoder):
                     maps = self.encoder(batch, pooled=False)[0]

@@ -10,13 +10,13 @@ import torch
 from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_msacl.encoder import Encoder, evaluating
 from anomalib_msacl.families import NAMES, LesionMix
 from anomalib_msacl.losses import cells
 from anomalib_msacl.medmix import MedMix
+from anomalib_msacl.normality import patch_features
 from anomalib_msacl.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -85,12 +85,8 @@ class Probe:
 
     @staticmethod
     def _patches(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
-        """Return patch features as PatchCore builds them, shape ``(N, h, w, C)``."""
-        parts = []
-        for chunk in _chunks(images):
-            maps = [F.avg_pool2d(layer, 3, 1, 1) for layer in encoder(chunk.to(device), pooled=False)[0]]
-            size = maps[0].shape[-2:]
-            parts.append(torch.cat([F.interpolate(layer, size=size, mode="bilinear") for layer in maps], dim=1))
+        """Return patch features, shape ``(N, h, w, C)``."""
+        parts = [patch_features(encoder(chunk.to(device), pooled=False)[0]) for chunk in _chunks(images)]
         return torch.cat(parts).movedim(1, -1)
 
 
@@ -106,8 +102,8 @@ class Pretrainable(Protocol):
     def prepare(self, images: Tensor) -> Tensor:
         """Bring images of the datamodule to the model's size, in [0, 1]."""
 
-    def backbone_replaced(self, images: Tensor) -> None:
-        """Told that the backbone is that of another step; normal training images are given."""
+    def backbone_chosen(self, replaced: bool) -> None:
+        """Told that the backbone is final, and whether it is another than that of the last step."""
 
 
 class KeepBest(Callback):
@@ -150,9 +146,7 @@ class KeepBest(Callback):
         if self.recipe.evaluations == 0:
             return
         bank = _collect(trainer.train_dataloader, module, self.recipe.evaluation_images)
-        data: Any = getattr(trainer, "datamodule", None)
-        loader = data.val_dataloader() if hasattr(data, "val_data") else None
-        held_out = _collect(loader, module, self.recipe.evaluation_images)
+        held_out = held_out_images(trainer, module, self.recipe.evaluation_images)
         if bank is None or held_out is None:
             logger.warning("MSACL: no held-out normal images, so the last step is kept unseen; set a validation split.")
             return
@@ -225,12 +219,10 @@ class KeepBest(Callback):
         self._settled = True
         logger.info("%s", self.verdict())
         chosen = self._best if self._probe is not None else self._average(_state(module))
-        if self.best_step == trainer.global_step and self.recipe.average == 1:
-            return
-        module.encoder.backbone.load_state_dict(chosen)
-        images = _collect(trainer.train_dataloader, module, self.recipe.evaluation_images)
-        if images is not None:
-            module.backbone_replaced(images)
+        replaced = self.recipe.average != 1 or self.best_step not in {None, trainer.global_step}
+        if replaced:
+            module.encoder.backbone.load_state_dict(chosen)
+        module.backbone_chosen(replaced)
 
     def verdict(self) -> str:
         """Return one sentence: which step won, against what."""
@@ -265,6 +257,12 @@ def normal_images(batch: ImageBatch) -> Tensor:
     """Return the images of a batch that are not labelled abnormal, as a plain tensor ``(N, 3, H, W)``."""
     images = cast("Tensor", batch.image).as_subclass(Tensor)
     return images if batch.gt_label is None else images[batch.gt_label == 0]
+
+
+def held_out_images(trainer: Trainer, module: Pretrainable, number: int) -> Tensor | None:
+    """Return normal images of the datamodule's validation set, prepared, on the CPU; None if there are none."""
+    data: Any = getattr(trainer, "datamodule", None)
+    return _collect(data.val_dataloader() if hasattr(data, "val_data") else None, module, number)
 
 
 def _collect(loader: Any, module: Pretrainable, number: int) -> Tensor | None:

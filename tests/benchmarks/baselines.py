@@ -1,8 +1,8 @@
 """What a user would do instead with the same images and minutes: small pre-trainings of a timm backbone.
 
-SimCLR is lightly's (`pip install ".[benchmark]"`); compare.py runs them all. Each takes a backbone in evaluation mode of
-BatchNorm, normal images in [0, 1] of shape (N, 3, H, W), a number of steps and a seed, and trains the backbone in place
-with the optimiser of the default recipe.
+SimCLR is lightly's (`pip install ".[benchmark]"`); compare.py runs them all. Each takes a backbone in evaluation mode
+of BatchNorm, normal images in [0, 1] of shape (N, 3, H, W), a number of steps and a seed, and trains the backbone in
+place with the optimiser of the default recipe.
 """
 
 from __future__ import annotations

@@ -1,0 +1,109 @@
+"""How far an image is from normal ones, patch by patch, and what that is worth beside the lesion head.
+
+Two kinds of disease need two readings of the same distances: a focal lesion is one patch far from normality, a diffuse
+one all patches a little. Together with the lesion head they are three pieces of evidence, each in units of its own
+spread over normal images, so that none has to be weighted by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from anomalib.models.components import DynamicBufferMixin
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+_TINY = 1e-6
+
+
+def patch_features(maps: Sequence[Tensor]) -> Tensor:
+    """Return the features of patches as PatchCore builds them: averaged 3 x 3, all layers side by side.
+
+    Args:
+        maps: Feature maps of shape ``(B, C_l, h_l, w_l)``.
+
+    Returns:
+        Shape ``(B, sum of C_l, h, w)`` at the size of the first map.
+    """
+    size = maps[0].shape[-2:]
+    parts = [F.interpolate(F.avg_pool2d(layer, 3, 1, 1), size=size, mode="bilinear") for layer in maps]
+    return torch.cat(parts, dim=1)
+
+
+class Normality(DynamicBufferMixin, nn.Module):
+    """A bank of normal patches, and the spread of evidence and of maps over normal images.
+
+    Everything is a buffer: a checkpoint and an exported model carry it.
+
+    Args:
+        size: Patches in the bank, at most.
+    """
+
+    bank: Tensor
+    image_mean: Tensor
+    image_std: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, size: int = 4096) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("bank", torch.empty(0))
+        for name in ("image_mean", "image_std", "pixel_mean", "pixel_std"):
+            self.register_buffer(name, torch.empty(0))
+
+    @property
+    def ready(self) -> bool:
+        """Whether :meth:`remember` and :meth:`calibrate` have been called."""
+        return len(self.image_mean) > 0
+
+    def remember(self, batches: Iterable[Tensor], images: int, seed: int) -> None:
+        """Fill the bank with a random choice of normal patches, of every image about the same number.
+
+        Args:
+            batches: Features of patches of normal training images, each of shape ``(B, C, h, w)``.
+            images: How many images there are in all batches.
+            seed: Seed of the choice.
+        """
+        generator, chosen = torch.Generator().manual_seed(seed), []
+        for patches in batches:
+            rows = patches.movedim(1, -1).flatten(0, 2)
+            number = math.ceil(self.size * len(patches) / images)
+            chosen.append(rows[torch.randperm(len(rows), generator=generator)[:number].to(rows.device)])
+        self.bank = torch.cat(chosen)[: self.size]
+
+    def calibrate(self, evidence: Tensor, planes: Tensor) -> None:
+        """Set the units: mean and standard deviation over normal images that the bank does not hold.
+
+        Args:
+            evidence: Shape ``(N, E)``.
+            planes: Shape ``(N, P, h, w)``.
+        """
+        pixels = planes.movedim(1, -1).flatten(0, 2)
+        for name, values in (("image", evidence), ("pixel", pixels)):
+            setattr(self, f"{name}_mean", values.mean(dim=0))
+            setattr(self, f"{name}_std", values.std(dim=0, correction=0).clamp_min(_TINY))
+
+    def distance(self, patches: Tensor) -> Tensor:
+        """Return the Euclidean distance of patches ``(B, C, h, w)`` to the nearest of the bank, ``(B, 1, h, w)``."""
+        rows = patches.movedim(1, -1)
+        nearest = PatchcoreModel.euclidean_dist(rows.flatten(0, 2), self.bank).amin(dim=1)
+        return nearest.reshape(rows.shape[:-1])[:, None]
+
+    def forward(self, evidence: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and maps in (0, 1), both .5 for the average normal image.
+
+        Args:
+            evidence: Shape ``(B, E)``.
+            planes: Shape ``(B, P, h, w)``.
+
+        Returns:
+            Scores of shape ``(B,)`` and maps of shape ``(B, 1, h, w)``.
+        """
+        score = ((evidence - self.image_mean) / self.image_std).mean(dim=1)
+        pixel = (planes - self.pixel_mean[:, None, None]) / self.pixel_std[:, None, None]
+        # Unlike a sigmoid, it never runs out of digits: evidence of 50 deviations still has an order.
+        return 0.5 + 0.5 * F.softsign(score), 0.5 + 0.5 * F.softsign(pixel.mean(dim=1, keepdim=True))
