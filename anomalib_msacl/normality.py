@@ -61,7 +61,7 @@ class Normality(DynamicBufferMixin, nn.Module):
         return len(self.image_mean) > 0
 
     def remember(self, batches: Iterable[Tensor], images: int, seed: int) -> None:
-        """Fill the bank with a random choice of normal patches, of every image about the same number.
+        """Fill the bank with a random choice of normal patches, of every batch in proportion.
 
         Args:
             batches: Features of patches of normal training images, each of shape ``(B, C, h, w)``.

@@ -25,18 +25,47 @@ UNTOUCHED = -1  # the "step" of the backbone before it was whitened
 
 _CHUNK = 32
 _BANK = 4096
+_LESIONS = 2  # copies of each held-out image with lesions
+_RESAMPLES = 200
 
 
 class Score(NamedTuple):
-    """How well normal patches tell lesions apart: AUROC of images and of pixels, each in [0, 1]."""
+    """How well normal patches tell lesions apart.
+
+    Attributes:
+        image_auroc: AUROC of images, in [0, 1]; what the choice goes by.
+        pixel_auroc: AUROC of patches, in [0, 1], for information: it prefers features that real lesions do not.
+        distances: Distance of each image, normal ones first, shape ``(M + L,)``; None if it is not finite.
+    """
 
     image_auroc: float
     pixel_auroc: float
+    distances: Tensor | None = None
 
-    @property
-    def value(self) -> float:
-        """Mean of the two."""
-        return (self.image_auroc + self.pixel_auroc) / 2
+
+def standard_error(first: Score, second: Score, images: int) -> float:
+    """Return the standard error of the difference of two image AUROC, by a bootstrap over the normal images.
+
+    Args:
+        first: Score of one candidate.
+        second: Score of another, on the same questions.
+        images: How many normal images there are; the lesion images are copies of them, in the same order.
+
+    Returns:
+        At least 0; 0 where a score has no distances.
+    """
+    if first.distances is None or second.distances is None:
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    copies = len(first.distances) // images
+    labels = torch.tensor([0] * images + [1] * images * (copies - 1))
+    differences = []
+    for _ in range(_RESAMPLES):
+        drawn = torch.randint(images, (images,), generator=generator)
+        rows = torch.cat([drawn + images * copy for copy in range(copies)])
+        one, other = (binary_auroc(score.distances[rows], labels) for score in (first, second))  # type: ignore[index]
+        differences.append(one - other)
+    return float(torch.stack(differences).std())
 
 
 class Probe:
@@ -53,12 +82,14 @@ class Probe:
 
     def __init__(self, bank: Tensor, held_out: Tensor, recipe: Recipe) -> None:
         generator = torch.Generator().manual_seed(recipe.seed)
-        counts = torch.arange(len(held_out)) % (recipe.classes - 1) + 1
+        counts = torch.arange(_LESIONS * len(held_out)) % (recipe.classes - 1) + 1
         unseen = [name for name in NAMES if name not in recipe.families] or recipe.families
-        lesions = LesionMix(unseen, MedMix(**recipe.medmix)).synthesize(held_out, counts, generator)
-        self.bank = bank
+        copies = held_out.repeat(_LESIONS, 1, 1, 1)
+        lesions = LesionMix(unseen, MedMix(**recipe.medmix)).synthesize(copies, counts, generator)
+        self.bank, self.number = bank, len(held_out)
         self.images = torch.cat([held_out, lesions.image])
-        self.masks = torch.cat([torch.zeros_like(lesions.mask), lesions.mask])
+        self.masks = torch.cat([torch.zeros_like(held_out[:, :1]), lesions.mask])
+        self.labels = (torch.arange(len(self.images)) >= len(held_out)).long()
         self.order = torch.rand(1 << 20, generator=generator)
 
     @torch.no_grad()
@@ -76,12 +107,12 @@ class Probe:
         if not distance.isfinite().all():
             return Score(0.0, 0.0)  # training has diverged: never the best
         masks = cells(self.masks, maps.movedim(-1, 1)).flatten(1) > 0.5
-        labels = self.masks.flatten(1).amax(dim=1).long()
         # torchmetrics takes scores outside [0, 1] for logits and saturates: bring them into it, order untouched.
         distance = distance / distance.max().clamp_min(1e-12)
-        image = binary_auroc(distance.amax(dim=1), labels)
+        farthest = distance.amax(dim=1)
+        image = binary_auroc(farthest, self.labels)
         pixel = binary_auroc(distance.flatten(), masks.flatten().long())
-        return Score(float(image), float(pixel))
+        return Score(float(image), float(pixel), farthest)
 
     @staticmethod
     def _patches(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
@@ -107,15 +138,18 @@ class Pretrainable(Protocol):
 
 
 class KeepBest(Callback):
-    """Compare the backbone at several steps and keep the best one.
+    """Compare the backbone at several steps, and keep the last one unless another is clearly better.
 
     A candidate is the average of the weights before the first step and of those at a step, as ``recipe.average`` says.
-    The untouched backbone takes part: pre-training that does not help is not kept. The choice is made after the last
-    step, before the checkpoint is written and before the last validation.
+    The untouched backbone takes part. Clearly means: the image AUROC of the best candidate is above that of the last
+    step by more than one standard error of their difference (the one-standard-error rule, Breiman et al. 1984). So
+    pre-training that harms is not kept, nor are weights from before a late collapse given up for noise. The choice is
+    made after the last step, before the checkpoint is written and before the last validation.
 
     Attributes:
         history: Scores by step; -1 is the untouched backbone if it was whitened for step 0.
-        best_step: Step of the best score so far; None before the first comparison.
+        best_step: Step of the best score so far, and in the end that of the weights that are kept; None before the
+            first comparison.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -198,9 +232,9 @@ class KeepBest(Callback):
         score = cast("Probe", self._probe).score(module.encoder, pl_module.device)
         backbone.load_state_dict(present)
         self.history[step] = score
-        if score.value == 0:
+        if score.image_auroc == 0:
             logger.warning("MSACL: the features of step %d are not finite; try a smaller learning_rate.", step)
-        if self.best_step is None or score.value > self.history[self.best_step].value:
+        if self.best_step is None or score.image_auroc > self.history[self.best_step].image_auroc:
             self.best_step, self._best = step, candidate
 
     def _average(self, present: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -214,32 +248,47 @@ class KeepBest(Callback):
         }
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring back the best candidate, or the last where none was compared, and say which it is."""
+        """Choose, bring the choice back and say what it is; without a comparison it is the last step."""
         module = cast("Pretrainable", pl_module)
         self._settled = True
+        step = trainer.global_step
+        if self._probe is None or self.best_step is None or not self._clearly_better(self.best_step, step):
+            chosen = self._average(_state(module))
+            self.best_step = step if self.history else None
+            replaced = self.recipe.average != 1
+        else:
+            chosen, replaced = self._best, True
         logger.info("%s", self.verdict())
-        chosen = self._best if self._probe is not None else self._average(_state(module))
-        replaced = self.recipe.average != 1 or self.best_step not in {None, trainer.global_step}
         if replaced:
             module.encoder.backbone.load_state_dict(chosen)
         module.backbone_chosen(replaced)
 
+    def _clearly_better(self, step: int, last: int) -> bool:
+        """Whether the score of a step is above that of the last one by more than one standard error."""
+        best, final = self.history[step], self.history[last]
+        error = standard_error(best, final, cast("Probe", self._probe).number)
+        return best.image_auroc - final.image_auroc > error
+
     def verdict(self) -> str:
-        """Return one sentence: which step won, against what."""
+        """Return one sentence: which weights are kept, and what was compared."""
         if self.best_step is None:
             return "MSACL: nothing was compared; the weights of the last step are kept."
-        first = min(self.history)
-        untouched, best = self.history[first], self.history[self.best_step]
-        if self.best_step == first:
+        first, last = min(self.history), max(self.history)
+        untouched, kept = self.history[first], self.history[self.best_step]
+        figures = (
+            f"image AUROC {untouched.image_auroc:.3f} -> {kept.image_auroc:.3f}, pixel AUROC "
+            f"{untouched.pixel_auroc:.3f} -> {kept.pixel_auroc:.3f} (untouched -> kept)"
+        )
+        if self.best_step == last:
             return (
-                f"MSACL: pre-training did not help on held-out normal images with synthetic lesions, so the untouched "
-                f"backbone is kept (image AUROC {best.image_auroc:.3f}, pixel AUROC {best.pixel_auroc:.3f})."
+                f"MSACL: the last step, {last}, is kept: none was clearly better on held-out normal images with "
+                f"synthetic lesions; {figures}."
             )
-        winner = f"step {self.best_step}" if self.best_step else "whitening without any step"
+        names = {0: "whitening without any step", first: "the untouched backbone"}
         return (
-            f"MSACL: {winner} won on held-out normal images with synthetic lesions: image AUROC "
-            f"{untouched.image_auroc:.3f} -> {best.image_auroc:.3f}, pixel AUROC {untouched.pixel_auroc:.3f} -> "
-            f"{best.pixel_auroc:.3f} (untouched -> kept)."
+            f"MSACL: {names.get(self.best_step, f'step {self.best_step}')} is kept: on held-out normal images with "
+            f"synthetic lesions it was clearly better than the last step, {last}, with an image AUROC of "
+            f"{self.history[last].image_auroc:.3f}; {figures}."
         )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from anomalib_msacl import InputError, Msacl, MsaclPretraining, Recipe
 from anomalib_msacl.hand_over import find_backbone
+from anomalib_msacl.selection import Probe, Score
 from anomalib_msacl.weights import create_backbone, save_backbone
 from tests.conftest import phantom
 
@@ -63,7 +64,8 @@ def fit(model: Any, callback: MsaclPretraining, engine: Make, root: Path, **opti
 def test_the_model_gets_the_saved_weights_bit_by_bit_and_they_are_new(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anomalib_msacl.selection.Score.value", property(lambda self: 0.0))  # never better than step 0
+    scores = iter([0.9, *[0.5] * 10])  # the untouched backbone is the best
+    monkeypatch.setattr(Probe, "score", lambda *_: Score(next(scores), 0.5))
     kept = make_patchcore()
     first = callback()
     fit(kept, first, make_engine, phantom_root)

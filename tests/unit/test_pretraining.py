@@ -71,8 +71,26 @@ def test_the_best_step_is_kept_and_saved(
     assert msacl.selection.best_step == [0, 2, 4][winner]
     saved = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True)
     assert equal(saved.state_dict(), shown[winner])
-    verdict = "did not help" if winner == 0 else f"step {2 * winner} won"
+    verdict = ["the untouched backbone is kept", "step 2 is kept", "the last step, 4, is kept"][winner]
     assert verdict in (tmp_path / "weights" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("lead", "winner"), [(0.1, 0), (0.9, -1)])
+def test_the_last_step_is_kept_unless_another_is_clearly_better(
+    lead: float,
+    winner: int,
+    monkeypatch: pytest.MonkeyPatch,
+    make_msacl: Make,
+    make_engine: Make,
+    phantom_root: Path,
+) -> None:
+    """The untouched backbone leads by more, or less, than the standard error of the difference."""
+    monkeypatch.setattr("anomalib_msacl.selection.standard_error", lambda *_: 0.5)
+    shown = script(monkeypatch, [lead, 0.0, 0.0])
+    msacl = make_msacl()
+    train(msacl, make_engine(max_steps=4), phantom_root)
+    assert equal(state(msacl), shown[0 if winner else 2])
+    assert msacl.selection.best_step == (0 if winner else 4)
 
 
 @pytest.mark.parametrize(("scores", "winner"), [([0.9, 0.8, 0.7], -1), ([0.5, 0.9, 0.7], 0), ([0.5, 0.6, 0.7], 1)])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from anomalib_msacl import Recipe
 from anomalib_msacl.encoder import Encoder
 from anomalib_msacl.families import NAMES, LesionMix
 from anomalib_msacl.medmix import MedMixOutput
-from anomalib_msacl.selection import Probe, Score
+from anomalib_msacl.selection import Probe, Score, standard_error
 from anomalib_msacl.weights import create_backbone
 
 
@@ -43,12 +44,12 @@ def test_features_that_show_lesions_score_high_and_blind_ones_by_chance() -> Non
     seeing = probe().score(encoder(1.0), torch.device("cpu"))
     assert seeing.image_auroc > 0.95
     assert seeing.pixel_auroc > 0.95
-    assert probe().score(encoder(0.0), torch.device("cpu")) == Score(0.5, 0.5)
+    assert probe().score(encoder(0.0), torch.device("cpu"))[:2] == (0.5, 0.5)
 
 
 def test_the_score_does_not_depend_on_the_scale_of_the_features() -> None:
-    assert probe().score(encoder(1.0), torch.device("cpu")) == pytest.approx(
-        probe().score(encoder(1000.0), torch.device("cpu")),
+    assert probe().score(encoder(1.0), torch.device("cpu"))[:2] == pytest.approx(
+        probe().score(encoder(1000.0), torch.device("cpu"))[:2],
         abs=0.01,  # almost equal patches: the last digits of a distance decide
     )
 
@@ -57,7 +58,9 @@ def test_all_candidates_face_the_same_questions() -> None:
     first, second = probe(), probe()
     assert torch.equal(first.images, second.images)
     network = Encoder(create_backbone("test_resnet", "random")[0])
-    assert first.score(network, torch.device("cpu")) == second.score(network, torch.device("cpu"))
+    one, other = (probe.score(network, torch.device("cpu")) for probe in (first, second))
+    assert one[:2] == other[:2]
+    assert torch.equal(one.distances, other.distances)
 
 
 def test_the_questions_are_of_families_that_were_not_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +88,30 @@ def test_scoring_leaves_training_mode_and_weights_alone() -> None:
 
 def test_features_that_are_not_finite_never_win() -> None:
     assert probe().score(encoder(float("nan")), torch.device("cpu")) == Score(0.0, 0.0)
+
+
+def scored(normal: Tensor, lesions: Tensor) -> Score:
+    distances = torch.cat([normal, lesions])
+    labels = torch.cat([torch.zeros(len(normal)), torch.ones(len(lesions))])
+    return Score(float(roc_auc_score(labels, distances)), 0.5, distances)
+
+
+def test_the_standard_error_is_that_of_the_difference_over_new_draws_of_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(images: int) -> tuple[Score, Score]:
+        """Two candidates that agree on how hard an image is, the second a little better."""
+        hard, noise = torch.randn(3, images, generator=generator), torch.randn(2, 3, images, generator=generator)
+        first, second = (0.7 * hard + 0.7 * part for part in noise)
+        return scored(first[0], first[1:].flatten() + 0.8), scored(second[0], second[1:].flatten() + 1.0)
+
+    pairs = [draw(60) for _ in range(200)]
+    truth = torch.tensor([one.image_auroc - other.image_auroc for one, other in pairs]).std().item()
+    estimates = torch.tensor([standard_error(one, other, 60) for one, other in pairs[:20]])
+    assert estimates.mean().item() == pytest.approx(truth, rel=0.25)
+
+
+def test_there_is_no_error_between_equals_nor_without_distances() -> None:
+    one = scored(torch.rand(20), torch.rand(40))
+    assert standard_error(one, one, 20) == 0
+    assert standard_error(one, Score(0.0, 0.0), 20) == 0

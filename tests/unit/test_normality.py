@@ -1,0 +1,96 @@
+"""Distance from normality, against plain loops and scikit-learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+from torch import nn
+
+from anomalib_msacl import Recipe
+from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.model import MsaclModel
+from anomalib_msacl.normality import Normality, patch_features
+from anomalib_msacl.weights import create_backbone
+
+
+def learned(images: int = 12) -> MsaclModel:
+    torch.manual_seed(0)
+    model = MsaclModel(Encoder(create_backbone("test_resnet", "random")[0]), Recipe()).eval()
+    model.learn_normality(torch.rand(images, 3, 64, 64), torch.rand(6, 3, 64, 64))
+    return model
+
+
+def test_patches_are_those_of_patchcore() -> None:
+    layers = [torch.rand(2, 3, 8, 8), torch.rand(2, 5, 4, 4)]
+    found = patch_features(layers)
+    pooled = [nn.AvgPool2d(3, 1, 1)(layer) for layer in layers]
+    assert torch.equal(found[:, :3], pooled[0])
+    assert torch.allclose(found[:, 3:], nn.functional.interpolate(pooled[1], size=(8, 8), mode="bilinear"))
+
+
+def test_distances_are_those_to_the_nearest_neighbour() -> None:
+    normality = Normality(size=1000)
+    normality.remember([torch.rand(3, 4, 5, 5), torch.rand(2, 4, 5, 5)], images=5, seed=0)
+    patches = torch.rand(2, 4, 5, 5)
+    index = NearestNeighbors(n_neighbors=1).fit(normality.bank.numpy())
+    expected = index.kneighbors(patches.movedim(1, -1).reshape(-1, 4).numpy())[0]
+    assert normality.distance(patches).flatten().numpy() == pytest.approx(expected.flatten(), abs=1e-4)
+
+
+def test_the_bank_is_bounded_and_takes_patches_of_every_batch() -> None:
+    marked = torch.arange(10.0)[:, None, None, None].expand(10, 1, 6, 6)
+    normality = Normality(size=20)
+    normality.remember(marked.split(4), images=10, seed=0)
+    assert normality.bank.shape == (20, 1)
+    assert torch.bincount((normality.bank[:, 0] // 4).long()).tolist() == [8, 8, 4]
+    small = Normality(size=20)
+    small.remember([marked[:1, :, :2, :2]], images=1, seed=0)
+    assert small.bank.shape == (4, 1)
+
+
+def test_the_score_is_the_mean_of_evidence_in_units_of_normal_images() -> None:
+    normality = Normality()
+    evidence, planes = torch.randn(50, 3) * torch.tensor([1.0, 10.0, 0.1]) + 7, torch.randn(50, 2, 4, 4)
+    assert not normality.ready
+    normality.calibrate(evidence, planes)
+    assert normality.ready
+    score, maps = normality(evidence, planes)
+    for row in range(50):
+        units = [(evidence[row, k] - evidence[:, k].mean()) / evidence[:, k].std(correction=0) for k in range(3)]
+        mean = sum(units) / 3
+        assert score[row].item() == pytest.approx(float(0.5 + 0.5 * mean / (1 + abs(mean))), abs=1e-5)
+    middle = (evidence.mean(dim=0)[None], planes.mean(dim=(0, 2, 3))[None, :, None, None])
+    assert [value.item() for value in normality(*middle)] == pytest.approx([0.5, 0.5], abs=1e-5)
+    far = normality(evidence[:2] + torch.tensor([[1e4], [2e4]]), planes[:2])[0]
+    assert far[0] < far[1] < 1  # a sigmoid would have run out of digits
+    assert maps.shape == (50, 1, 4, 4)
+
+
+def test_a_constant_evidence_does_not_divide_by_zero() -> None:
+    normality = Normality()
+    normality.calibrate(torch.ones(4, 3), torch.ones(4, 2, 2, 2))
+    assert normality(torch.ones(4, 3), torch.ones(4, 2, 2, 2))[0].tolist() == [0.5] * 4
+
+
+def test_focal_and_diffuse_changes_both_raise_the_score() -> None:
+    torch.manual_seed(1)
+    model = learned()
+    normal = torch.rand(8, 3, 64, 64)
+    focal, diffuse = normal.clone(), 0.8 * normal
+    focal[:, :, 20:36, 20:36] = 1
+    scores = [model(images).pred_score.mean() for images in (normal, focal, diffuse)]
+    assert scores[0] < scores[1]
+    assert scores[0] < scores[2]
+    found = model(focal).anomaly_map[:, 0]
+    assert found[:, 22:34, 22:34].mean() > found.mean()
+
+
+def test_a_checkpoint_brings_the_bank_to_a_new_model() -> None:
+    model = learned()
+    fresh = MsaclModel(Encoder(create_backbone("test_resnet", "random")[0]), Recipe()).eval()
+    assert not fresh.normality.ready
+    fresh.load_state_dict(model.state_dict())
+    images = torch.rand(3, 3, 64, 64)
+    assert torch.equal(fresh(images).pred_score, model(images).pred_score)
+    assert torch.equal(fresh(images).anomaly_map, model(images).anomaly_map)
