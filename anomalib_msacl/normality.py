@@ -43,6 +43,7 @@ class Normality(DynamicBufferMixin, nn.Module):
     """
 
     bank: Tensor
+    centre: Tensor
     image_mean: Tensor
     image_std: Tensor
     pixel_mean: Tensor
@@ -51,8 +52,7 @@ class Normality(DynamicBufferMixin, nn.Module):
     def __init__(self, size: int = 4096) -> None:
         super().__init__()
         self.size = size
-        self.register_buffer("bank", torch.empty(0))
-        for name in ("image_mean", "image_std", "pixel_mean", "pixel_std"):
+        for name in ("bank", "centre", "image_mean", "image_std", "pixel_mean", "pixel_std"):
             self.register_buffer(name, torch.empty(0))
 
     @property
@@ -73,7 +73,10 @@ class Normality(DynamicBufferMixin, nn.Module):
             rows = patches.movedim(1, -1).flatten(0, 2)
             number = math.ceil(self.size * len(patches) / images)
             chosen.append(rows[torch.randperm(len(rows), generator=generator)[:number].to(rows.device)])
-        self.bank = torch.cat(chosen)[: self.size]
+        bank = torch.cat(chosen)[: self.size]
+        # Distances are differences of products: near the origin they keep more digits, above all in bf16.
+        self.centre = bank.mean(dim=0)
+        self.bank = bank - self.centre
 
     def calibrate(self, evidence: Tensor, planes: Tensor) -> None:
         """Set the units: mean and standard deviation over normal images that the bank does not hold.
@@ -90,7 +93,7 @@ class Normality(DynamicBufferMixin, nn.Module):
     def distance(self, patches: Tensor) -> Tensor:
         """Return the Euclidean distance of patches ``(B, C, h, w)`` to the nearest of the bank, ``(B, 1, h, w)``."""
         rows = patches.movedim(1, -1)
-        nearest = PatchcoreModel.euclidean_dist(rows.flatten(0, 2), self.bank).amin(dim=1)
+        nearest = PatchcoreModel.euclidean_dist(rows.flatten(0, 2) - self.centre, self.bank).amin(dim=1)
         return nearest.reshape(rows.shape[:-1])[:, None]
 
     def forward(self, evidence: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:

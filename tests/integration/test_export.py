@@ -72,13 +72,13 @@ def run_torch(model):
     return [as_numbers(batch.pred_score, batch.anomaly_map) for batch in batches]
 
 def run_onnx(file):  # not by anomalib's inferencer, which fails where OpenVINO knows an output by several names
-    model = openvino.Core().compile_model(file, "CPU")
+    model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     has_map = any("anomaly_map" in output.names for output in model.outputs)
     found = [model(read_image(path, as_tensor=True)[None].numpy()) for path in paths]
     return [as_numbers(output["pred_score"], output["anomaly_map"] if has_map else None) for output in found]
 
 def run_openvino(file):
-    inferencer = OpenVINOInferencer(file, device="CPU")
+    inferencer = OpenVINOInferencer(file, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
     batches = [inferencer.predict(path) for path in paths]
     return [as_numbers(batch.pred_score, batch.anomaly_map) for batch in batches]
 
@@ -252,7 +252,7 @@ def test_msacl_itself_exports_to_openvino(
             compression_type=compression,
             ckpt_path=engine.best_model_path,
         )
-        inferencer = OpenVINOInferencer(path, device="CPU")
+        inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
         for image, expected in zip(paths, here, strict=True):
             found = inferencer.predict(image)
             assert found.pred_score.item() == pytest.approx(expected.pred_score.item(), abs=tolerance)

@@ -33,7 +33,7 @@ def test_distances_are_those_to_the_nearest_neighbour() -> None:
     normality = Normality(size=1000)
     normality.remember([torch.rand(3, 4, 5, 5), torch.rand(2, 4, 5, 5)], images=5, seed=0)
     patches = torch.rand(2, 4, 5, 5)
-    index = NearestNeighbors(n_neighbors=1).fit(normality.bank.numpy())
+    index = NearestNeighbors(n_neighbors=1).fit((normality.bank + normality.centre).numpy())
     expected = index.kneighbors(patches.movedim(1, -1).reshape(-1, 4).numpy())[0]
     assert normality.distance(patches).flatten().numpy() == pytest.approx(expected.flatten(), abs=1e-4)
 
@@ -43,7 +43,7 @@ def test_the_bank_is_bounded_and_takes_patches_of_every_batch() -> None:
     normality = Normality(size=20)
     normality.remember(marked.split(4), images=10, seed=0)
     assert normality.bank.shape == (20, 1)
-    assert torch.bincount((normality.bank[:, 0] // 4).long()).tolist() == [8, 8, 4]
+    assert torch.bincount(((normality.bank + normality.centre)[:, 0].round() // 4).long()).tolist() == [8, 8, 4]
     small = Normality(size=20)
     small.remember([marked[:1, :, :2, :2]], images=1, seed=0)
     assert small.bank.shape == (4, 1)
