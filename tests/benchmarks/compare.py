@@ -199,7 +199,7 @@ class Bench:
             torch.cat(list(self.images(part)))[: recipe.evaluation_images] for part in (data.train_data, data.val_data)
         )
         encoder = self.encoder(folder, layers)
-        return Probe(bank, held_out, recipe).score(encoder, torch.device(self.device)).value
+        return Probe(bank, held_out, recipe).score(encoder, torch.device(self.device)).image_auroc
 
     @torch.no_grad()
     def neighbours(self, data: Folder, folder: Path, settings: dict[str, Any]) -> dict[str, str]:
