@@ -3,6 +3,7 @@
     python tests/benchmarks/compare.py run DATA WEIGHTS [--out results/compare] [--sets ..] [--arms ..] [--models ..]
                                            [--seeds ..] [--config tests/benchmarks/compare.yaml]
     python tests/benchmarks/compare.py table results/compare/runs.csv [--arms ..]
+    python tests/benchmarks/compare.py agreement results/compare/runs.csv --arms ..
     python tests/benchmarks/compare.py plot results/compare/runs.csv docs/compare.png
 
 DATA holds one folder per set, laid out as configs/msacl_patchcore_folder.yaml says; WEIGHTS is a folder in timm's
@@ -42,6 +43,7 @@ from anomalib.metrics import AUPRO, AUROC, Evaluator
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from matplotlib import pyplot as plt
+from scipy.stats import spearmanr
 from scipy.stats import t as student_t
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
@@ -113,7 +115,7 @@ class Bench:
         missing = [m for m in wanted if (name, arm, m, str(seed), self.key(arm, m)) not in done]
         if not missing:
             return
-        folder = self.out / "weights" / f"{name}-{arm}-{seed}-{self.key(arm, '')}"
+        folder = self.backbone(name, arm, seed)
         if not folder.exists() or "msacl" in missing:
             start = time.monotonic()
             figures = self.pretrain(name, arm, seed, folder, score="msacl" in wanted)
@@ -166,16 +168,30 @@ class Bench:
         save_backbone(backbone.cpu(), config["backbone"], folder, f"Arm {arm} of compare.py.", state, config["layers"])
         return {}
 
+    def backbone(self, name: str, arm: str, seed: int) -> Path:
+        """Return the folder of a backbone, which :meth:`run` fills."""
+        return self.out / "weights" / f"{name}-{arm}-{seed}-{self.key(arm, '')}"
+
     def test(self, name: str, model: str, seed: int, folder: Path) -> dict[str, str]:
         """Fit a detector on a backbone and test it on the whole test set."""
-        lightning.seed_everything(seed, verbose=False)
-        data = self.folder(name, seed, 32)
-        settings = self.config["models"][model]
+        data, settings = self.folder(name, seed, 32), self.config["models"][model]
         if "class_path" not in settings:
             return self.neighbours(data, folder, settings)
+        callback = MsaclPretraining(str(folder), Recipe(max_steps=0), self.out / "handed_over")
+        with self.engine(callbacks=[callback]) as engine:
+            detector = self.detector(name, model, seed)
+            engine.fit(detector, datamodule=data)
+            figures = engine.test(detector, datamodule=data)[0]
+        held_out = {"held_out": f"{self.probe(name, seed, folder, settings['init_args']['layers']):.4f}"}
+        return {key: f"{value:.4f}" for key, value in figures.items() if key in FIGURES} | held_out
+
+    def detector(self, name: str, model: str, seed: int) -> Any:
+        """Return a detector of anomalib that waits for its backbone; the seed is that of its draws."""
+        lightning.seed_everything(seed, verbose=False)
+        settings = self.config["models"][model]
         module, _, kind = settings["class_path"].rpartition(".")
         transform = Compose([Resize(self.size, antialias=True), Normalize(self.config["mean"], self.config["std"])])
-        detector = getattr(importlib.import_module(module), kind)(
+        return getattr(importlib.import_module(module), kind)(
             backbone=self.config["backbone"],
             pre_trained=False,
             pre_processor=PreProcessor(transform=transform),
@@ -184,12 +200,6 @@ class Bench:
             visualizer=False,
             **settings["init_args"],
         )
-        callback = MsaclPretraining(str(folder), Recipe(max_steps=0), self.out / "handed_over")
-        with self.engine(callbacks=[callback]) as engine:
-            engine.fit(detector, datamodule=data)
-            figures = engine.test(detector, datamodule=data)[0]
-        held_out = {"held_out": f"{self.probe(name, seed, folder, settings['init_args']['layers']):.4f}"}
-        return {key: f"{value:.4f}" for key, value in figures.items() if key in FIGURES} | held_out
 
     def probe(self, name: str, seed: int, folder: Path, layers: list[str]) -> float:
         """Return what the choice of the weights thinks of a backbone; no test image takes part."""
@@ -380,6 +390,32 @@ def table(runs: list[dict[str, str]], reference: str, arms: Sequence[str] | None
             yield f"| {arm} | {seeds} | {' | '.join(cells)} | {gain} |"
 
 
+def agreement(runs: list[dict[str, str]], arms: Sequence[str]) -> Iterator[str]:
+    """Yield a Markdown table: does the choice on held-out normal images know which of the arms is best on real ones?
+
+    Rank correlation of the held-out image AUROC with the real one, mean over sets and seeds; how much the arm that the
+    held-out images prefer lies below the best one (its regret); and the same for each arm if it were always taken.
+    """
+    yield "| model | sets x seeds | rank correlation | regret of the choice | " + " | ".join(arms) + " |"
+    yield "|---" * (len(arms) + 4) + "|"
+    for model in dict.fromkeys(row["model"] for row in runs if row["held_out"]):
+        cases: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+        for row in runs:
+            if row["model"] == model and row["held_out"] and row["arm"] in arms:
+                figures = (float(row["held_out"]), float(row["image_AUROC"]))
+                cases.setdefault((row["set"], row["seed"]), {})[row["arm"]] = figures
+        full = [case for case in cases.values() if len(case) == len(arms)]
+        if not full:
+            continue
+        best = [max(real for _, real in case.values()) for case in full]
+        taken = [max(case.values())[1] for case in full]
+        rank = statistics.fmean(float(spearmanr(*zip(*case.values(), strict=True)).statistic) for case in full)
+        regrets = [statistics.fmean(top - case[arm][1] for top, case in zip(best, full, strict=True)) for arm in arms]
+        chosen = statistics.fmean(top - real for top, real in zip(best, taken, strict=True))
+        cells = " | ".join(f"{regret:.3f}" for regret in regrets)
+        yield f"| {model} | {len(full)} | {rank:.2f} | {chosen:.3f} | {cells} |"
+
+
 def plot(runs: list[dict[str, str]], reference: str, arms: Sequence[str], path: Path) -> None:
     """Draw the differences to the reference, a dot for each seed and a bar for their mean."""
     models = [model for model in dict.fromkeys(row["model"] for row in runs) if model != "msacl"]
@@ -419,7 +455,7 @@ def main() -> None:
     command.add_argument("--sets", nargs="*")
     command.add_argument("--models", nargs="*")
     command.add_argument("--seeds", nargs="*", type=int)
-    for name in ("table", "plot"):
+    for name in ("table", "agreement", "plot"):
         shown = commands.add_parser(name)
         shown.add_argument("runs", type=Path)
         if name == "plot":
@@ -431,6 +467,8 @@ def main() -> None:
     config = yaml.safe_load(arguments.config.read_text())
     if arguments.command == "table":
         print("\n".join(table(rows(arguments.runs), config["reference"], arguments.arms)))
+    elif arguments.command == "agreement":
+        print("\n".join(agreement(rows(arguments.runs), arguments.arms or list(config["arms"]))))
     elif arguments.command == "plot":
         arms = arguments.arms or [arm for arm in config["arms"] if arm != config["reference"]]
         plot(rows(arguments.runs), config["reference"], arms, arguments.picture)
