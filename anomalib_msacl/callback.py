@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 if Path(sys.argv[0]).stem == "anomalib":  # anomalib's models are built before any object of this package
     show_input_errors_as_one_line()
 
-_FORMAT = 2  # raise when weights of an older format must not be reused
+_FORMAT = 3  # raise when weights of an older format must not be reused
 
 
 class MsaclPretraining(Callback):
