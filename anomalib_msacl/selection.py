@@ -27,15 +27,17 @@ _CHUNK = 32
 _BANK = 4096
 _LESIONS = 2  # copies of each held-out image with lesions
 _RESAMPLES = 200
+_CLEARLY = 2.0  # standard errors
 
 
 class Score(NamedTuple):
     """How well normal patches tell lesions apart.
 
     Attributes:
-        image_auroc: AUROC of images, in [0, 1]; what the choice goes by.
+        image_auroc: AUROC of images, in [0, 1]; what the choice goes by: the mean of that of their farthest patches,
+            which sees focal lesions, and that of the mean distance of their patches, which sees diffuse ones.
         pixel_auroc: AUROC of patches, in [0, 1], for information: it prefers features that real lesions do not.
-        distances: Distance of each image, normal ones first, shape ``(M + L,)``; None if it is not finite.
+        distances: The two distances of each image, normal ones first, shape ``(2, M + L)``; None if not finite.
     """
 
     image_auroc: float
@@ -57,15 +59,20 @@ def standard_error(first: Score, second: Score, images: int) -> float:
     if first.distances is None or second.distances is None:
         return 0.0
     generator = torch.Generator().manual_seed(0)
-    copies = len(first.distances) // images
+    copies = first.distances.shape[1] // images
     labels = torch.tensor([0] * images + [1] * images * (copies - 1))
     differences = []
     for _ in range(_RESAMPLES):
         drawn = torch.randint(images, (images,), generator=generator)
         rows = torch.cat([drawn + images * copy for copy in range(copies)])
-        one, other = (binary_auroc(score.distances[rows], labels) for score in (first, second))  # type: ignore[index]
+        one, other = (_auroc(score.distances[:, rows], labels) for score in (first, second))  # type: ignore[index]
         differences.append(one - other)
     return float(torch.stack(differences).std())
+
+
+def _auroc(distances: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean AUROC of several distances of the same images, shape ``(K, N)``."""
+    return torch.stack([binary_auroc(distance, labels) for distance in distances]).mean()
 
 
 class Probe:
@@ -109,10 +116,9 @@ class Probe:
         masks = cells(self.masks, maps.movedim(-1, 1)).flatten(1) > 0.5
         # torchmetrics takes scores outside [0, 1] for logits and saturates: bring them into it, order untouched.
         distance = distance / distance.max().clamp_min(1e-12)
-        farthest = distance.amax(dim=1)
-        image = binary_auroc(farthest, self.labels)
+        images = torch.stack([distance.amax(dim=1), distance.mean(dim=1)])
         pixel = binary_auroc(distance.flatten(), masks.flatten().long())
-        return Score(float(image), float(pixel), farthest)
+        return Score(float(_auroc(images, self.labels)), float(pixel), images)
 
     @staticmethod
     def _patches(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
@@ -142,9 +148,9 @@ class KeepBest(Callback):
 
     A candidate is the average of the weights before the first step and of those at a step, as ``recipe.average`` says.
     The untouched backbone takes part. Clearly means: the image AUROC of the best candidate is above that of the last
-    step by more than one standard error of their difference (the one-standard-error rule, Breiman et al. 1984). So
-    pre-training that harms is not kept, nor are weights from before a late collapse given up for noise. The choice is
-    made after the last step, before the checkpoint is written and before the last validation.
+    step by more than two standard errors of their difference. So pre-training that harms is not kept, nor training
+    given up for noise. The choice is made after the last step, before the checkpoint is written and before the last
+    validation.
 
     Attributes:
         history: Scores by step; -1 is the untouched backbone if it was whitened for step 0.
@@ -264,10 +270,10 @@ class KeepBest(Callback):
         module.backbone_chosen(replaced)
 
     def _clearly_better(self, step: int, last: int) -> bool:
-        """Whether the score of a step is above that of the last one by more than one standard error."""
+        """Whether the score of a step is above that of the last one by more than two standard errors."""
         best, final = self.history[step], self.history[last]
         error = standard_error(best, final, cast("Probe", self._probe).number)
-        return best.image_auroc - final.image_auroc > error
+        return best.image_auroc - final.image_auroc > _CLEARLY * error
 
     def verdict(self) -> str:
         """Return one sentence: which weights are kept, and what was compared."""

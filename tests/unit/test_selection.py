@@ -93,7 +93,7 @@ def test_features_that_are_not_finite_never_win() -> None:
 def scored(normal: Tensor, lesions: Tensor) -> Score:
     distances = torch.cat([normal, lesions])
     labels = torch.cat([torch.zeros(len(normal)), torch.ones(len(lesions))])
-    return Score(float(roc_auc_score(labels, distances)), 0.5, distances)
+    return Score(float(roc_auc_score(labels, distances)), 0.5, distances.repeat(2, 1))
 
 
 def test_the_standard_error_is_that_of_the_difference_over_new_draws_of_images() -> None:
