@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -145,12 +146,15 @@ class MsaclModel(nn.Module):
             images: Normal training images in [0, 1], shape ``(N, 3, H, W)``.
             held_out: Other normal images, shape ``(M, 3, H, W)``.
         """
-        size = self.recipe.batch_size
+        device, size = self.encoder.mean.device, self.recipe.batch_size
+
+        def maps_of(batches: Tensor) -> Iterator[list[Tensor]]:
+            return (self.encoder(batch.to(device), pooled=False)[0] for batch in torch.split(batches, size))
+
         with evaluating(self):
-            patches = (patch_features(self.encoder(batch, pooled=False)[0]) for batch in torch.split(images, size))
+            patches = (patch_features(maps) for maps in maps_of(images))
             self.normality.remember(patches, len(images), self.recipe.seed)
-            maps = (self.encoder(batch, pooled=False)[0] for batch in torch.split(held_out, size))
-            found = [self._evidence(layers, self.lesion_head(layers)) for layers in maps]
+            found = [self._evidence(layers, self.lesion_head(layers)) for layers in maps_of(held_out)]
         self.normality.calibrate(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _evidence(self, maps: list[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:

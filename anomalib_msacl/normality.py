@@ -16,7 +16,8 @@ from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-_TINY = 1e-6
+_FLOOR = 0.01
+_CHUNK = 512  # patches of the bank that are compared at a time
 
 
 def patch_features(maps: Sequence[Tensor]) -> Tensor:
@@ -87,14 +88,17 @@ class Normality(DynamicBufferMixin, nn.Module):
         """
         pixels = planes.movedim(1, -1).flatten(0, 2)
         for name, values in (("image", evidence), ("pixel", pixels)):
-            setattr(self, f"{name}_mean", values.mean(dim=0))
-            setattr(self, f"{name}_std", values.std(dim=0, correction=0).clamp_min(_TINY))
+            mean, spread = values.mean(dim=0), values.std(dim=0, correction=0)
+            # Of one image there is no spread: a part of the size of the evidence keeps the parts comparable.
+            setattr(self, f"{name}_mean", mean)
+            setattr(self, f"{name}_std", torch.maximum(spread, _FLOOR * mean.abs().clamp_min(_FLOOR)))
 
     def distance(self, patches: Tensor) -> Tensor:
         """Return the Euclidean distance of patches ``(B, C, h, w)`` to the nearest of the bank, ``(B, 1, h, w)``."""
         rows = patches.movedim(1, -1)
-        nearest = PatchcoreModel.euclidean_dist(rows.flatten(0, 2) - self.centre, self.bank).amin(dim=1)
-        return nearest.reshape(rows.shape[:-1])[:, None]
+        flat = rows.flatten(0, 2) - self.centre
+        parts = [PatchcoreModel.euclidean_dist(flat, part).amin(dim=1) for part in torch.split(self.bank, _CHUNK)]
+        return torch.stack(parts).amin(dim=0).reshape(rows.shape[:-1])[:, None]
 
     def forward(self, evidence: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and maps in (0, 1), both .5 for the average normal image.

@@ -285,14 +285,14 @@ class Msacl(AnomalibModule):
         """
         if not self.train_lesion_head:
             return
-        images = torch.cat(list(self._training_images(_BANK_IMAGES)))
+        images = torch.cat([batch.cpu() for batch in self._training_images(_BANK_IMAGES)])
         if replaced:
             self._train_head(images)
         held_out = held_out_images(self.trainer, self, self.recipe.evaluation_images)
-        if held_out is None:  # the bank must not hold the images that set the units, if there is more than one
-            number = max(1, len(images) // 5)
-            held_out, images = images[:number], images[number:] if len(images) > 1 else images
-        self.model.learn_normality(images, held_out.to(self.device))
+        if held_out is None or len(held_out) < 2:  # units need a spread, and the bank must not hold what sets them
+            number = min(max(4, len(images) // 5), len(images) // 2)
+            held_out, images = (images[:number], images[number:]) if number else (images, images)
+        self.model.learn_normality(images, held_out)
 
     def _train_head(self, images: Tensor) -> None:
         """Train the lesion head on normal images in [0, 1] with lesions, shape ``(N, 3, H, W)``."""
@@ -300,7 +300,7 @@ class Msacl(AnomalibModule):
         optimizer = torch.optim.AdamW(head.parameters(), _HEAD_LEARNING_RATE)
         with torch.enable_grad():
             for _ in range(_HEAD_STEPS):
-                chosen = images[torch.randperm(len(images))[: self.recipe.batch_size]]
+                chosen = images[torch.randperm(len(images))[: self.recipe.batch_size]].to(self.device)
                 batch, masks, _, _ = self._synthesise(chosen, 1)
                 with torch.no_grad(), evaluating(self.encoder):
                     maps = self.encoder(batch, pooled=False)[0]
@@ -380,7 +380,7 @@ class Msacl(AnomalibModule):
         """Send one image through all that will be trained: what cannot work shall fail now."""
         recipe, image = self.recipe, torch.zeros(1, 3, *size)
         masks, classes = image[:, :1], torch.zeros(1, dtype=torch.long)
-        with evaluating(self.encoder):
+        with torch.enable_grad(), evaluating(self.encoder):  # whether a gradient would reach a weight is the question
             try:
                 terms, maps, _ = self.model.terms(image, masks, classes, classes)
             except (AssertionError, RuntimeError, ValueError) as error:

@@ -60,7 +60,7 @@ class Recipe:
         evaluations: How often a candidate is compared on held-out normal images; 0 keeps the last step.
         held_out: Part of the training images that the callback holds out for that, in (0, .5]; :class:`Msacl` takes
             the normal images of the datamodule's validation set.
-        evaluation_images: Held-out images used, at most; each is seen once as it is and once with lesions.
+        evaluation_images: Held-out images used, at most; each is seen once as it is and twice with lesions.
         seed: Seed of the pre-training.
         whitening: Whiten the feature maps on normal images before the first step, to channels of this root mean square
             deviation, where the architecture allows it (:mod:`anomalib_msacl.whitening`); 0 leaves them.

@@ -27,6 +27,7 @@ _CHUNK = 32
 _BANK = 4096
 _LESIONS = 2  # copies of each held-out image with lesions
 _RESAMPLES = 200
+_FEWEST = 5  # held-out images that a standard error can be told from
 _CLEARLY = 2.0  # standard errors
 
 
@@ -45,22 +46,24 @@ class Score(NamedTuple):
     distances: Tensor | None = None
 
 
-def standard_error(first: Score, second: Score, images: int) -> float:
+def standard_error(first: Score, second: Score) -> float:
     """Return the standard error of the difference of two image AUROC, by a bootstrap over the normal images.
 
     Args:
         first: Score of one candidate.
         second: Score of another, on the same questions.
-        images: How many normal images there are; the lesion images are copies of them, in the same order.
 
     Returns:
-        At least 0; 0 where a score has no distances.
+        At least 0; 0 where a score has no distances, infinite where there are too few images to tell.
     """
     if first.distances is None or second.distances is None:
         return 0.0
+    copies = 1 + _LESIONS  # the lesion images are copies of the normal ones, in the same order
+    images = first.distances.shape[1] // copies
+    if images < _FEWEST or first.distances.shape != second.distances.shape:
+        return math.inf
     generator = torch.Generator().manual_seed(0)
-    copies = first.distances.shape[1] // images
-    labels = torch.tensor([0] * images + [1] * images * (copies - 1))
+    labels = torch.tensor([0] * images + [1] * images * _LESIONS)
     differences = []
     for _ in range(_RESAMPLES):
         drawn = torch.randint(images, (images,), generator=generator)
@@ -93,7 +96,7 @@ class Probe:
         unseen = [name for name in NAMES if name not in recipe.families] or recipe.families
         copies = held_out.repeat(_LESIONS, 1, 1, 1)
         lesions = LesionMix(unseen, MedMix(**recipe.medmix)).synthesize(copies, counts, generator)
-        self.bank, self.number = bank, len(held_out)
+        self.bank = bank
         self.images = torch.cat([held_out, lesions.image])
         self.masks = torch.cat([torch.zeros_like(held_out[:, :1]), lesions.mask])
         self.labels = (torch.arange(len(self.images)) >= len(held_out)).long()
@@ -112,7 +115,8 @@ class Probe:
             ]
         distance = torch.cat(distances).reshape(len(self.images), -1).cpu()
         if not distance.isfinite().all():
-            return Score(0.0, 0.0)  # training has diverged: never the best
+            logger.warning("MSACL: the features are not finite any more; try a smaller learning_rate.")
+            return Score(0.0, 0.0)  # never the best
         masks = cells(self.masks, maps.movedim(-1, 1)).flatten(1) > 0.5
         # torchmetrics takes scores outside [0, 1] for logits and saturates: bring them into it, order untouched.
         distance = distance / distance.max().clamp_min(1e-12)
@@ -238,8 +242,6 @@ class KeepBest(Callback):
         score = cast("Probe", self._probe).score(module.encoder, pl_module.device)
         backbone.load_state_dict(present)
         self.history[step] = score
-        if score.image_auroc == 0:
-            logger.warning("MSACL: the features of step %d are not finite; try a smaller learning_rate.", step)
         if self.best_step is None or score.image_auroc > self.history[self.best_step].image_auroc:
             self.best_step, self._best = step, candidate
 
@@ -259,8 +261,8 @@ class KeepBest(Callback):
         self._settled = True
         step = trainer.global_step
         if self._probe is None or self.best_step is None or not self._clearly_better(self.best_step, step):
-            chosen = self._average(_state(module))
-            self.best_step = step if self.history else None
+            chosen = self._best = self._average(_state(module))
+            self.best_step = step if step in self.history else None
             replaced = self.recipe.average != 1
         else:
             chosen, replaced = self._best, True
@@ -272,8 +274,7 @@ class KeepBest(Callback):
     def _clearly_better(self, step: int, last: int) -> bool:
         """Whether the score of a step is above that of the last one by more than two standard errors."""
         best, final = self.history[step], self.history[last]
-        error = standard_error(best, final, cast("Probe", self._probe).number)
-        return best.image_auroc - final.image_auroc > _CLEARLY * error
+        return best.image_auroc - final.image_auroc > _CLEARLY * standard_error(best, final)
 
     def verdict(self) -> str:
         """Return one sentence: which weights are kept, and what was compared."""

@@ -69,7 +69,7 @@ def batch_norm(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
         norm.momentum = None  # the mean over all batches
         norm.train()
     for batch in images[torch.randperm(len(images))].split(BATCH)[:steps]:
-        encoder(batch)
+        encoder.backbone((batch - encoder.mean) / encoder.std)
     encoder.eval()
 
 

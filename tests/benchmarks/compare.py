@@ -58,20 +58,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from baselines import BASELINES  # a script's neighbour, not a package
 
 FIGURES = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
-FIELDS = (
-    "set",
-    "arm",
-    "model",
-    "seed",
-    *FIGURES,
-    "kept",
-    "held_out",
-    "pretrain_s",
-    "seconds",
-    "device",
-    "versions",
-    "key",
-)
+PROVENANCE = ("device", "versions", "setting", "key")
+FIELDS = ("set", "arm", "model", "seed", *FIGURES, "kept", "held_out", "pretrain_s", "seconds", *PROVENANCE)
 PACKAGES = ("anomalib-msacl", "anomalib", "torch", "timm", "lightning")
 
 
@@ -102,6 +90,8 @@ class Bench:
     def __init__(self, config: dict[str, Any], data: Path, weights: str, out: Path) -> None:
         self.config, self.data, self.out = config, data, out
         self.weights = str(Path(weights).resolve()) if Path(weights).exists() else weights
+        file = Path(self.weights) / "model.safetensors"
+        self.initial = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else self.weights
         self.size = (config["image_size"],) * 2
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         out.mkdir(parents=True, exist_ok=True)
@@ -116,7 +106,7 @@ class Bench:
         if not missing:
             return
         folder = self.backbone(name, arm, seed)
-        if not folder.exists() or "msacl" in missing:
+        if not (folder / "notes.json").exists() or "msacl" in missing:
             start = time.monotonic()
             figures = self.pretrain(name, arm, seed, folder, score="msacl" in wanted)
             notes = {"kept": figures.pop("kept", ""), "pretrain_s": f"{time.monotonic() - start:.0f}"}
@@ -160,7 +150,7 @@ class Bench:
         backbone, origin = create_backbone(config["backbone"], weights)
         if "baseline" in arm_config:
             encoder = Encoder(backbone, config["layers"], config["mean"], config["std"], frozen_stride=4)
-            images = torch.cat(list(self.images(self.folder(name, seed, 32).train_data)))
+            images = torch.cat(list(self.images(self.folder(name, seed, 32, "from_train").train_data)))
             BASELINES[arm_config["baseline"]](
                 encoder.to(self.device), images.to(self.device), arm_config["steps"], seed
             )
@@ -273,25 +263,32 @@ class Bench:
         """Return an engine in a folder that is removed afterwards."""
         return _Engine(accelerator=self.device, devices=1, limit_val_batches=0, **options)
 
+    def setting(self, model: str) -> str:
+        """Return a hash of what all arms of a model share; figures of different settings must not be compared."""
+        shared = {k: v for k, v in self.config.items() if k not in {"models", "arms", "sets", "seeds", "reference"}}
+        return _hash([shared, self.config["models"].get(model), self.initial])
+
     def key(self, arm: str, model: str) -> str:
         """Return a hash of what a row follows from."""
-        shared = {k: v for k, v in self.config.items() if k not in {"models", "arms", "sets", "seeds", "reference"}}
-        content = [shared, self.config["arms"][arm], self.config["models"].get(model), Path(self.weights).name]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+        return _hash([self.setting(model), self.config["arms"][arm]])
 
     def add(self, name: str, arm: str, model: str, seed: int, figures: dict[str, str]) -> None:
         """Append a row; other processes may do so too."""
         versions = " ".join(f"{package}={importlib.metadata.version(package)}" for package in PACKAGES)
         device = torch.cuda.get_device_name() if self.device == "cuda" else f"cpu {platform.machine()}"
         row = {"set": name, "arm": arm, "model": model, "seed": seed, "device": device, "versions": versions}
-        row |= {"key": self.key(arm, model), **figures}
+        row |= {"setting": self.setting(model), "key": self.key(arm, model), **figures}
         with self.file.open("a", newline="") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0, 2)
             writer = csv.DictWriter(file, FIELDS)
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)
-        print({key: value for key, value in row.items() if key not in {"versions", "device", "key"}}, flush=True)
+        print(
+            {key: value for key, value in row.items() if key not in {"versions", "device", "setting", "key"}},
+            flush=True,
+        )
 
 
 class _Engine:
@@ -307,6 +304,19 @@ class _Engine:
 
     def __exit__(self, *args: object) -> None:
         self.work.cleanup()
+
+
+def _hash(content: Any) -> str:
+    """Return a short hash of plain data."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def one_setting(runs: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the rows, or stop where those of one model were made with different settings or initial weights."""
+    for model in {row["model"] for row in runs}:
+        if len({row["setting"] for row in runs if row["model"] == model}) > 1:
+            sys.exit(f"The rows of {model} were made with different settings; give each setting an --out of its own.")
+    return runs
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -408,8 +418,9 @@ def agreement(runs: list[dict[str, str]], arms: Sequence[str]) -> Iterator[str]:
         if not full:
             continue
         best = [max(real for _, real in case.values()) for case in full]
-        taken = [max(case.values())[1] for case in full]
-        rank = statistics.fmean(float(spearmanr(*zip(*case.values(), strict=True)).statistic) for case in full)
+        taken = [statistics.fmean(r for h, r in c.values() if h == max(c.values())[0]) for c in full]
+        ranks = [float(spearmanr(*zip(*case.values(), strict=True)).statistic) for case in full]
+        rank = statistics.fmean(value for value in ranks if not math.isnan(value)) if any(ranks) else math.nan
         regrets = [statistics.fmean(top - case[arm][1] for top, case in zip(best, full, strict=True)) for arm in arms]
         chosen = statistics.fmean(top - real for top, real in zip(best, taken, strict=True))
         cells = " | ".join(f"{regret:.3f}" for regret in regrets)
@@ -433,7 +444,14 @@ def plot(runs: list[dict[str, str]], reference: str, arms: Sequence[str], path: 
                     continue
                 x = place + 0.8 * ((number + 0.5) / len(shown) - 0.5)
                 bar = statistics.fmean(values)
-                axis.bar(x, bar, 0.8 / len(shown), color=f"C{number}", alpha=0.6, label=arm if place == 0 else None)
+                axis.bar(
+                    x,
+                    bar,
+                    0.8 / len(shown),
+                    color=f"C{list(arms).index(arm)}",
+                    alpha=0.6,
+                    label=arm if place == 0 else None,
+                )
                 axis.plot([x] * len(values), values, "k.", markersize=3)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_title(f"{model}, {name}")
@@ -466,12 +484,12 @@ def main() -> None:
     arguments = parser.parse_args()
     config = yaml.safe_load(arguments.config.read_text())
     if arguments.command == "table":
-        print("\n".join(table(rows(arguments.runs), config["reference"], arguments.arms)))
+        print("\n".join(table(one_setting(rows(arguments.runs)), config["reference"], arguments.arms)))
     elif arguments.command == "agreement":
-        print("\n".join(agreement(rows(arguments.runs), arguments.arms or list(config["arms"]))))
+        print("\n".join(agreement(one_setting(rows(arguments.runs)), arguments.arms or list(config["arms"]))))
     elif arguments.command == "plot":
         arms = arguments.arms or [arm for arm in config["arms"] if arm != config["reference"]]
-        plot(rows(arguments.runs), config["reference"], arms, arguments.picture)
+        plot(one_setting(rows(arguments.runs)), config["reference"], arms, arguments.picture)
     else:
         bench = Bench(config, arguments.data, arguments.weights, arguments.out.resolve())
         folders = sorted(path.name for path in arguments.data.iterdir() if path.is_dir())

@@ -36,7 +36,6 @@ def chosen(folder: Path) -> list[Path]:
     return [paths[len(paths) * index // IMAGES] for index in range(IMAGES)]
 
 
-@torch.no_grad()
 def maps(bench: Bench, name: str, arm: str, model: str, seed: int, images: list[Tensor]) -> list[Tensor]:
     """Return the anomaly map of each image, scaled to [0, 1] over all of them."""
     bench.run(name, arm, seed, [model])
@@ -45,7 +44,8 @@ def maps(bench: Bench, name: str, arm: str, model: str, seed: int, images: list[
     with bench.engine(callbacks=[callback]) as engine:
         engine.fit(detector, datamodule=bench.folder(name, seed, 32))
     network, transform = detector.model.eval(), detector.pre_processor.transform
-    found = torch.cat([network(transform(image[None])).anomaly_map[0] for image in images])
+    with torch.no_grad():
+        found = torch.cat([network(transform(image[None])).anomaly_map[0] for image in images])
     low, high = torch.quantile(found.flatten(), torch.tensor([0.01, 0.99]))
     return list(((found - low) / (high - low)).clamp(0, 1))
 

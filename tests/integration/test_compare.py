@@ -88,6 +88,9 @@ def test_runs_are_resumed_and_end_in_a_table_and_a_plot(
     command(*run, "--models", "knn", models=models)
     added = (out / "runs.csv").read_text().removeprefix(before).splitlines()
     assert [line.split(",")[1:3] for line in added] == [[arm, "knn"] for arm in CONFIG["arms"]]
+    with pytest.raises(SystemExit, match="rows of knn were made with different settings"):
+        command("table", out / "runs.csv")
+    (out / "runs.csv").write_text(before)
     capsys.readouterr()
     command("table", out / "runs.csv", "--arms", "imagenet", "msacl")
     (name,) = (path.name for path in (tmp_path / "sets").iterdir())

@@ -71,6 +71,13 @@ def test_a_constant_evidence_does_not_divide_by_zero() -> None:
     normality = Normality()
     normality.calibrate(torch.ones(4, 3), torch.ones(4, 2, 2, 2))
     assert normality(torch.ones(4, 3), torch.ones(4, 2, 2, 2))[0].tolist() == [0.5] * 4
+    # Of a single image there is no spread: evidence of any scale must go on counting, and keep its order.
+    normality.calibrate(torch.tensor([[2.0, 0.02, -5.0]]), torch.ones(1, 2, 2, 2))
+    factors = torch.tensor([[1.0, 1.0, 1.0], [1.5, 1.0, 1.0], [1.0, 2.0, 1.0], [2.0, 2.0, 1.0]])
+    evidence = torch.tensor([[2.0, 0.02, -5.0]]) * factors
+    scores = normality(evidence, torch.ones(4, 2, 2, 2))[0].tolist()
+    assert scores == sorted(scores)
+    assert len(set(scores)) == 4
 
 
 def test_focal_and_diffuse_changes_both_raise_the_score() -> None:

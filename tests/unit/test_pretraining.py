@@ -141,6 +141,34 @@ def test_frozen_stages_and_batch_norm_statistics_stay(make_msacl: Make, make_eng
     assert not any("running" in name or "num_batches" in name for name in changed)
 
 
+def test_a_resumed_run_keeps_the_weights_that_its_verdict_names(
+    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    """Step 2 leads by noise, so step 4 is kept; in the longer run nothing comes near it, so it must be step 4 again."""
+    errors = iter([1.0, 0.0])
+    monkeypatch.setattr("anomalib_msacl.selection.standard_error", lambda *_: next(errors))
+    shown = script(monkeypatch, [0.5, 0.8, 0.7, 0.3, 0.2])
+    first, engine = make_msacl(), make_engine(max_steps=4)
+    train(first, engine, phantom_root)
+    assert first.selection.best_step == 4
+    second = make_msacl(Recipe(**{**first.recipe.plain(), "max_steps": 8}))
+    train(second, make_engine(max_steps=8), phantom_root, ckpt_path=engine.best_model_path)
+    assert second.selection.best_step == 4
+    assert equal(state(second), shown[2])
+
+
+def test_a_run_resumed_without_a_choice_keeps_its_last_step(
+    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    script(monkeypatch, [0.9, 0.5, 0.5])
+    first, engine = make_msacl(), make_engine(max_steps=4)
+    train(first, engine, phantom_root)
+    second = make_msacl(Recipe(**{**first.recipe.plain(), "max_steps": 6, "evaluations": 0}))
+    train(second, make_engine(max_steps=6), phantom_root, ckpt_path=engine.best_model_path)
+    assert second.selection.best_step is None
+    assert "nothing was compared" in second.selection.verdict()
+
+
 def test_the_centres_come_from_the_untouched_encoder_and_stay(
     make_msacl: Make, make_engine: Make, phantom_root: Path
 ) -> None:

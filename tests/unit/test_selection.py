@@ -107,11 +107,16 @@ def test_the_standard_error_is_that_of_the_difference_over_new_draws_of_images()
 
     pairs = [draw(60) for _ in range(200)]
     truth = torch.tensor([one.image_auroc - other.image_auroc for one, other in pairs]).std().item()
-    estimates = torch.tensor([standard_error(one, other, 60) for one, other in pairs[:20]])
+    estimates = torch.tensor([standard_error(one, other) for one, other in pairs[:20]])
     assert estimates.mean().item() == pytest.approx(truth, rel=0.25)
 
 
 def test_there_is_no_error_between_equals_nor_without_distances() -> None:
     one = scored(torch.rand(20), torch.rand(40))
-    assert standard_error(one, one, 20) == 0
-    assert standard_error(one, Score(0.0, 0.0), 20) == 0
+    assert standard_error(one, one) == 0
+    assert standard_error(one, Score(0.0, 0.0)) == 0
+
+
+def test_too_few_images_tell_nothing() -> None:
+    one, other = scored(torch.tensor([0.1, 0.2]), torch.rand(4)), scored(torch.rand(2), torch.rand(4))
+    assert standard_error(one, other) == float("inf")
