@@ -279,7 +279,7 @@ def test_the_configurations_are_found(capsys: pytest.CaptureFixture[str], monkey
     assert Path(capsys.readouterr().out.strip()).is_file()
     monkeypatch.setattr(sys, "argv", ["anomalib_msacl"])
     main()
-    assert len(capsys.readouterr().out.splitlines()) == 7
+    assert len(capsys.readouterr().out.splitlines()) == 8
     monkeypatch.setattr(sys, "argv", ["anomalib_msacl", "nothing"])
     with pytest.raises(SystemExit):
         main()
