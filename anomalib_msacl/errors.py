@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar
 
+from huggingface_hub.errors import LocalEntryNotFoundError
+
 ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
 
 _NAMED = 5  # names that a sentence has room for
@@ -13,6 +15,12 @@ _NAMED = 5  # names that a sentence has room for
 # What timm says, and what a person can do about it.
 _UNKNOWN_MODEL = re.compile(r"Unknown model \(([^)]*)\)")
 _UNKNOWN_BACKBONE = "unknown backbone {!r}: name an architecture that timm.list_models() knows, such as resnet18"
+
+# What the hub's client says when a model is built with weights from the hub and the hub is out of reach.
+_UNREACHABLE = (
+    "the model hub is out of reach and its cache holds no such weights: build the model with pre_trained: false, and "
+    "give the callback MsaclPretraining weights: offline, torchvision or a folder"
+)
 
 
 class InputError(ValueError):
@@ -36,9 +44,9 @@ class InputError(ValueError):
         """Give the message of the input error that an exception is or quotes, empty where there is none.
 
         When the constructor of a class named in YAML raises, jsonargparse may raise a ``ValueError`` of its own that
-        quotes the message among others and is not linked to the first error. An unknown backbone is timm's error,
-        raised while anomalib builds its own model, before any code of this package runs; it is told here because it
-        is the commonest slip of all.
+        quotes the message among others and is not linked to the first error. An unknown backbone is timm's error and a
+        hub out of reach that of the hub's client, raised while anomalib builds its own model, before any code of this
+        package runs; they are told here because they are the commonest slips of all.
 
         Args:
             error: Any exception.
@@ -47,6 +55,8 @@ class InputError(ValueError):
             return str(error)
         if isinstance(error, TypeError | ValueError) and cls._latest_message in str(error):
             return cls._latest_message
+        if isinstance(error, LocalEntryNotFoundError):
+            return _UNREACHABLE
         unknown = _UNKNOWN_MODEL.search(str(error)) if isinstance(error, RuntimeError | ValueError) else None
         return _UNKNOWN_BACKBONE.format(unknown.group(1)) if unknown else ""
 

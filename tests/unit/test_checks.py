@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from anomalib.data import AnomalibDataModule, Folder
+from anomalib.models import Padim
 from jsonargparse import ArgumentParser
 from PIL import Image
 
@@ -260,6 +261,20 @@ def test_error_in_a_constructor_named_on_the_command_line_is_one_line(monkeypatc
     sys.excepthook(caught.type, caught.value, caught.tb)
     expected = "anomalib-msacl: error: Phantom's kind is 'liver': choose one of fundus, brain, chest\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_hub_out_of_reach_is_one_line_with_the_remedy(monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(sys, "excepthook", lambda *_: pytest.fail("shown by the previous hook"))
+    show_input_errors_as_one_line()
+    with pytest.raises(OSError, match="cach") as caught:
+        Padim("test_resnet", ["layer2"], pre_trained=True)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    told = capsys.readouterr().err
+    assert told.startswith("anomalib-msacl: error: the model hub is out of reach")
+    assert "pre_trained: false" in told
+    assert told.count("\n") == 1
 
 
 def test_other_errors_keep_their_traceback():
