@@ -433,7 +433,7 @@ def plot(runs: list[dict[str, str]], reference: str, arms: Sequence[str], path: 
     panels = [
         (m, f) for m in models for f in ("image_AUROC", "pixel_AUPRO") if Comparison(runs, m, f, reference).values
     ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False)
     for axis, (model, name) in zip(axes[0], panels, strict=True):
         found = Comparison(runs, model, name, reference)
         shown = [arm for arm in arms if arm in found.values]
