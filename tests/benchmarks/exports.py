@@ -36,6 +36,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "Dfm": {"layer": "blocks.4"},
     "Dfkde": {"layers": ["blocks.6"]},
 }
+# Else OpenVINO computes in bf16 on some processors.
+PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
 EPOCHS = {"Patchflow": 4}
 # anomalib 2.7 exports these with a batch of two, which its own inferencer cannot fill; a batch of one is asked for.
 ONE_IMAGE = {"Dfm", "Dfkde"}
@@ -217,7 +219,7 @@ def predictor(root: Path, model: str, kind: str, threads: int) -> Callable[[Any]
 
         return from_torch
     if path.suffix == ".onnx":  # anomalib's inferencer fails where OpenVINO knows an output by several names
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": threads})
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": threads, **PRECISION})
         has_map = any("anomaly_map" in output.names for output in compiled.outputs)
 
         def from_onnx(image: Any) -> tuple[float, Any]:
@@ -225,7 +227,7 @@ def predictor(root: Path, model: str, kind: str, threads: int) -> Callable[[Any]
             return outputs["pred_score"].item(), outputs["anomaly_map"].squeeze().copy() if has_map else None
 
         return from_onnx
-    inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_NUM_THREADS": threads})
+    inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_NUM_THREADS": threads, **PRECISION})
 
     def from_openvino(image: Any) -> tuple[float, Any]:
         batch = inferencer.predict(image)
