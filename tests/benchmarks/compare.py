@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -164,16 +165,23 @@ class Bench:
 
     def test(self, name: str, model: str, seed: int, folder: Path) -> dict[str, str]:
         """Fit a detector on a backbone and test it on the whole test set."""
-        data, settings = self.folder(name, seed, 32), self.config["models"][model]
+        settings = self.config["models"][model]
         if "class_path" not in settings:
-            return self.neighbours(data, folder, settings)
+            return self.neighbours(self.folder(name, seed, 32), folder, settings)
+        with self.fitted(name, model, seed, folder) as (engine, detector, data):
+            figures = engine.test(detector, datamodule=data)[0]
+        held_out = {"held_out": f"{self.probe(name, seed, folder, settings['init_args']['layers']):.4f}"}
+        return {key: f"{value:.4f}" for key, value in figures.items() if key in FIGURES} | held_out
+
+    @contextmanager
+    def fitted(self, name: str, model: str, seed: int, folder: Path) -> Iterator[tuple[Engine, Any, Folder]]:
+        """Give a detector that was fitted on a backbone, with its engine and data."""
+        data = self.folder(name, seed, 32)
         callback = MsaclPretraining(str(folder), Recipe(max_steps=0), self.out / "handed_over")
         with self.engine(callbacks=[callback]) as engine:
             detector = self.detector(name, model, seed)
             engine.fit(detector, datamodule=data)
-            figures = engine.test(detector, datamodule=data)[0]
-        held_out = {"held_out": f"{self.probe(name, seed, folder, settings['init_args']['layers']):.4f}"}
-        return {key: f"{value:.4f}" for key, value in figures.items() if key in FIGURES} | held_out
+            yield engine, detector, data
 
     def detector(self, name: str, model: str, seed: int) -> Any:
         """Return a detector of anomalib that waits for its backbone; the seed is that of its draws."""
@@ -259,9 +267,14 @@ class Bench:
             metrics += [kind(fields=["anomaly_map", "gt_mask"], prefix="pixel_") for kind in (AUROC, AUPRO)]
         return Evaluator(test_metrics=metrics)
 
-    def engine(self, **options: Any) -> _Engine:
-        """Return an engine in a folder that is removed afterwards."""
-        return _Engine(accelerator=self.device, devices=1, limit_val_batches=0, **options)
+    @contextmanager
+    def engine(self, **options: Any) -> Iterator[Engine]:
+        """Give an engine in a folder that is removed afterwards."""
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        with tempfile.TemporaryDirectory() as work:
+            yield Engine(
+                accelerator=self.device, devices=1, limit_val_batches=0, default_root_dir=work, **quiet, **options
+            )
 
     def setting(self, model: str) -> str:
         """Return a hash of what all arms of a model share; figures of different settings must not be compared."""
@@ -289,21 +302,6 @@ class Bench:
             {key: value for key, value in row.items() if key not in {"versions", "device", "setting", "key"}},
             flush=True,
         )
-
-
-class _Engine:
-    """A context: an engine of anomalib that leaves nothing behind."""
-
-    def __init__(self, **options: Any) -> None:
-        self.options = options
-
-    def __enter__(self) -> Engine:
-        self.work = tempfile.TemporaryDirectory()
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-        return Engine(default_root_dir=self.work.name, **quiet, **self.options)
-
-    def __exit__(self, *args: object) -> None:
-        self.work.cleanup()
 
 
 def _hash(content: Any) -> str:
@@ -420,7 +418,8 @@ def agreement(runs: list[dict[str, str]], arms: Sequence[str]) -> Iterator[str]:
         best = [max(real for _, real in case.values()) for case in full]
         taken = [statistics.fmean(r for h, r in c.values() if h == max(c.values())[0]) for c in full]
         ranks = [float(spearmanr(*zip(*case.values(), strict=True)).statistic) for case in full]
-        rank = statistics.fmean(value for value in ranks if not math.isnan(value)) if any(ranks) else math.nan
+        known = [rank for rank in ranks if not math.isnan(rank)]  # none where all arms have the same held-out figure
+        rank = statistics.fmean(known) if known else math.nan
         regrets = [statistics.fmean(top - case[arm][1] for top, case in zip(best, full, strict=True)) for arm in arms]
         chosen = statistics.fmean(top - real for top, real in zip(best, taken, strict=True))
         cells = " | ".join(f"{regret:.3f}" for regret in regrets)

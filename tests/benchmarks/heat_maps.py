@@ -22,8 +22,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from anomalib_msacl import MsaclPretraining, Recipe
-
 sys.path.insert(0, str(Path(__file__).parent))
 from compare import Bench  # a script's neighbour, not a package
 
@@ -39,12 +37,8 @@ def chosen(folder: Path) -> list[Path]:
 def maps(bench: Bench, name: str, arm: str, model: str, seed: int, images: list[Tensor]) -> list[Tensor]:
     """Return the anomaly map of each image, scaled to [0, 1] over all of them."""
     bench.run(name, arm, seed, [model])
-    callback = MsaclPretraining(str(bench.backbone(name, arm, seed)), Recipe(max_steps=0), bench.out / "handed_over")
-    detector = bench.detector(name, model, seed)
-    with bench.engine(callbacks=[callback]) as engine:
-        engine.fit(detector, datamodule=bench.folder(name, seed, 32))
-    network, transform = detector.model.eval(), detector.pre_processor.transform
-    with torch.no_grad():
+    with bench.fitted(name, model, seed, bench.backbone(name, arm, seed)) as (_, detector, _), torch.no_grad():
+        network, transform = detector.model.eval(), detector.pre_processor.transform
         found = torch.cat([network(transform(image[None])).anomaly_map[0] for image in images])
     low, high = torch.quantile(found.flatten(), torch.tensor([0.01, 0.99]))
     return list(((found - low) / (high - low)).clamp(0, 1))

@@ -135,3 +135,5 @@ def test_the_agreement_of_the_choice_with_real_lesions(compare: Any) -> None:
     line = list(compare.agreement(rows, ["x", "y", "z"]))[-1]
     # Right on set a, wrong on set b: it takes z and x, whose regrets are 0 and .3.
     assert line == "| m | 2 | 0.00 | 0.150 | 0.300 | 0.100 | 0.000 |"
+    same = [row | {"held_out": "0.5"} for row in rows]  # no preference: no rank, and the regret of a draw
+    assert list(compare.agreement(same, ["x", "y", "z"]))[-1] == "| m | 2 | nan | 0.133 | 0.300 | 0.100 | 0.000 |"
