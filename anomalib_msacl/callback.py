@@ -6,12 +6,13 @@ import hashlib
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from anomalib.data import AnomalibDataModule
-from anomalib.models.components import AnomalibModule
+from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
@@ -32,6 +33,7 @@ if Path(sys.argv[0]).stem == "anomalib":  # anomalib's models are built before a
     show_input_errors_as_one_line()
 
 _FORMAT = 3  # raise when weights of an older format must not be reused
+_UNIT = 1.0
 
 
 class MsaclPretraining(Callback):
@@ -97,7 +99,8 @@ class MsaclPretraining(Callback):
         else:
             target.fill(msacl.encoder.backbone)  # fails now or never
             self._pretrain(msacl, trainer, datamodule)
-            backbone = msacl.encoder.backbone
+            # The saved weights may have another scale than those that were trained.
+            backbone = create_backbone(msacl.architecture, str(self.directory), target.model_args)[0]
         target.fill(backbone)
         logger.info(
             "MSACL: %s of %s has the weights of %s.", ", ".join(target.networks), type(model).__name__, self.directory
@@ -113,7 +116,7 @@ class MsaclPretraining(Callback):
             backbone=target.architecture,
             weights=weights,
             layers=target.layers,
-            recipe=self.recipe,
+            recipe=self._recipe_for(model),
             weights_dir=None,
             mean=normalise.mean if normalise else (0.0, 0.0, 0.0),
             std=normalise.std if normalise else (1.0, 1.0, 1.0),
@@ -125,11 +128,20 @@ class MsaclPretraining(Callback):
             visualizer=False,
         )
 
+    def _recipe_for(self, model: AnomalibModule) -> Recipe:
+        """Return the recipe with the scale of feature maps that suits a model, unless the user names one.
+
+        Memory banks and Gaussians do not mind small features, or want them: PaDiM's ridge. What learns a network on
+        them does.
+        """
+        learns = not isinstance(model, MemoryBankMixin)
+        return replace(self.recipe, deviation=_UNIT) if learns and self.recipe.deviation is None else self.recipe
+
     def _key(self, msacl: Msacl, datamodule: AnomalibDataModule, digests: dict[str, str]) -> str:
         """Return a hash of everything that the pre-trained weights follow from."""
         content = {
             "format": _FORMAT,
-            "recipe": self.recipe.plain(),
+            "recipe": msacl.recipe.plain(),
             "images": sorted(digests.values()),
             "initial": digest(msacl.encoder.backbone.state_dict()),
             "layers": msacl.encoder.layers,

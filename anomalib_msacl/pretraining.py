@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import logging
@@ -29,10 +30,10 @@ from anomalib_msacl.families import LesionMix
 from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
 from anomalib_msacl.model import LesionHead, MsaclModel, class_separation
 from anomalib_msacl.recipe import Recipe
-from anomalib_msacl.selection import KeepBest, held_out_images, normal_images
+from anomalib_msacl.selection import UNTOUCHED, KeepBest, held_out_images, normal_images
 from anomalib_msacl.views import WeakView
 from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
-from anomalib_msacl.whitening import whiten
+from anomalib_msacl.whitening import rescale, whiten
 
 logger = logging.getLogger(__name__)
 
@@ -268,7 +269,7 @@ class Msacl(AnomalibModule):
             **({"input_size": [3, *size]} if size else {}),
         }
         return save_backbone(
-            self.encoder.backbone,
+            self._finished().backbone,
             self.architecture,
             directory,
             self._card(datamodule),
@@ -276,6 +277,18 @@ class Msacl(AnomalibModule):
             self.encoder.layers,
             self.origin.model_args,
         )
+
+    def _finished(self) -> Encoder:
+        """Return the encoder with feature maps of the deviation that the recipe asks for; a copy if that is another."""
+        recipe = self.recipe
+        deviation = recipe.deviation or recipe.whitening
+        trained = self._trainer is not None and self.trainer.global_step > 0
+        whitened = recipe.whitening > 0 and trained and self.selection.best_step != UNTOUCHED
+        if not whitened or deviation == recipe.whitening:
+            return self.encoder
+        encoder = copy.deepcopy(self.encoder)
+        rescale(encoder, deviation / recipe.whitening)
+        return encoder
 
     def backbone_chosen(self, replaced: bool) -> None:
         """Train the lesion head anew if the backbone is another, then learn what normal images look like.

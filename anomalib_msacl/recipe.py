@@ -22,6 +22,7 @@ _RANGES = {
     ("warmup",): (0, 1),
     ("held_out",): (_TINY, 0.5),
     ("average",): (_TINY, 1),
+    ("deviation",): (_TINY, math.inf),
 }
 
 
@@ -64,6 +65,9 @@ class Recipe:
         seed: Seed of the pre-training.
         whitening: Whiten the feature maps on normal images before the first step, to channels of this root mean square
             deviation, where the architecture allows it (:mod:`anomalib_msacl.whitening`); 0 leaves them.
+        deviation: Root mean square deviation of a whitened channel in the weights that are saved. None: that of
+            ``whitening``, which suits the ridge of .01 in anomalib's PaDiM, and 1 where the callback serves a model
+            that learns a network on the features.
         average: Share of the trained weights in the result, the rest being those before the first step, in (0, 1].
         families: Families of lesions to train with, ``medmix`` and those of :mod:`anomalib_msacl.families`. The others
             are for choosing the weights.
@@ -101,6 +105,7 @@ class Recipe:
     evaluation_images: int = 64
     seed: int = 0
     whitening: float = 0.1
+    deviation: float | None = None
     average: float = 0.5
     families: list[str] = field(default_factory=lambda: ["medmix", "haze", "texture", "streak"])
     medmix: dict[str, Any] = field(default_factory=dict)
@@ -111,7 +116,7 @@ class Recipe:
         for names, (lowest, highest) in _RANGES.items():
             for name in names:
                 value = getattr(self, name)
-                if not lowest <= value <= highest:
+                if value is not None and not lowest <= value <= highest:
                     raise InputError(
                         f"recipe.{name} is {value}, but must be {lowest:g} at least and {highest:g} at most."
                     )

@@ -61,6 +61,25 @@ def whiten(encoder: Encoder, batches: Iterable[Tensor], deviation: float) -> lis
     return [encoder.stages[index]["module"] for index in found]
 
 
+def rescale(encoder: Encoder, factor: float) -> list[str]:
+    """Multiply the feature maps that :func:`whiten` whitens by a factor.
+
+    Args:
+        encoder: Its backbone is changed in place; the output of its head stays.
+        factor: Above 0.
+
+    Returns:
+        Names of the stages that were rescaled.
+    """
+    names = [stage["module"] for stage in encoder.stages]
+    streams = {name: stream_of(encoder.backbone, name) for name in names}
+    found = {name: stream for name, stream in streams.items() if stream is not None}
+    for stream in found.values():
+        channels = stream.writers[0][0].out_channels
+        fold(stream, factor * torch.eye(channels, dtype=torch.float64))
+    return list(found)
+
+
 class Moments:
     """Second moments of the patches of a feature map, gathered batch by batch in double precision."""
 

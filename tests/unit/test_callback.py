@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from anomalib.models import Ganomaly, Padim, Stfpm
+from anomalib.models import Cflow, Ganomaly, Padim, Stfpm
 from anomalib.models.components import TimmFeatureExtractor
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def tensors(model: Any) -> dict[str, Tensor]:
 
 
 def fit(model: Any, callback: MsaclPretraining, engine: Make, root: Path, **options: Any) -> Any:
-    made = engine(callbacks=[callback])
+    made = engine(callbacks=[callback], max_epochs=1)
     made.fit(model, datamodule=phantom(root, seed=0), **options)
     return made
 
@@ -196,6 +196,47 @@ def test_padim_and_a_transformer_work_too(
     recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
     fit(vit, callback(weights="random", recipe=recipe), make_engine, phantom_root)
     assert any(not torch.equal(before[name], tensor) for name, tensor in tensors(vit).items())
+
+
+def test_whitened_maps_suit_what_the_model_does_with_them(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    """A memory bank or Gaussian gets a deviation of .1, what learns a network 1, or what the user says."""
+    processor = make_patchcore().pre_processor
+    arguments: dict[str, Any] = {"backbone": "test_efficientnet", "layers": ["blocks.1", "blocks.2"]}
+    flow = {**arguments, "pre_trained": False, "pre_processor": processor, "visualizer": False}
+    settings: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "evaluations": 0, "centre_images": 4}
+    start, config = create_backbone("test_efficientnet", "random")[0], {"mean": [0.5] * 3, "std": [0.5] * 3}
+    weights = str(save_backbone(start, "test_efficientnet", tmp_path / "start", "", config))
+    images = torch.rand(4, 3, 64, 64)
+    found = []
+    for model, recipe in (
+        (make_patchcore(**arguments), Recipe(**settings)),
+        (Cflow(**flow), Recipe(**settings)),
+        (Cflow(**flow), Recipe(**settings, deviation=0.3)),
+    ):
+        fit(model, callback(weights=weights, recipe=recipe), make_engine, phantom_root)
+        with torch.no_grad():
+            found.append(network(model).eval()(images)[-1])
+    torch.testing.assert_close(found[1], 10 * found[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[2], 3 * found[0], rtol=1e-3, atol=1e-3)
+
+
+def test_an_untouched_backbone_keeps_its_scale(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, *[0.5] * 10])
+    monkeypatch.setattr(Probe, "score", lambda *_: Score(next(scores), 0.5))
+    model = make_patchcore(backbone="test_efficientnet", layers=["blocks.1", "blocks.2"])
+    recipe = Recipe(max_steps=2, batch_size=4, evaluations=1, deviation=1.0)
+    made = callback(weights="random", recipe=recipe)
+    seen: list[Msacl] = []
+    original = made._msacl
+    made._msacl = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
+    fit(model, made, make_engine, phantom_root)
+    assert seen[0].selection.best_step == -1
+    kept, handed = seen[0].encoder.backbone.state_dict(), tensors(model)
+    assert all(torch.equal(handed[name], kept[name]) for name in handed)
 
 
 def test_teachers_are_found_and_students_are_not() -> None:

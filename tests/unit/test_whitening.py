@@ -8,7 +8,7 @@ from torch import nn
 
 from anomalib_msacl.encoder import Encoder
 from anomalib_msacl.weights import create_backbone
-from anomalib_msacl.whitening import Moments, stream_of, whiten, whitening_map
+from anomalib_msacl.whitening import Moments, rescale, stream_of, whiten, whitening_map
 
 STAGES = {
     "tf_efficientnet_lite0": ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"],
@@ -65,6 +65,20 @@ def test_other_architectures_compute_what_they_did(name: str) -> None:
     names = whiten(encoder, [picture], deviation=0.1)
     torch.testing.assert_close(backbone(picture), before, rtol=1e-3, atol=1e-4)
     assert not names or name.startswith("mobilenet")
+
+
+def test_rescaled_maps_are_multiples_and_the_output_stays() -> None:
+    encoder = encoder_of("tf_efficientnet_lite0")
+    index = range(len(encoder.stages))
+    with torch.no_grad():
+        output, before = encoder.backbone(images()), encoder.intermediates(images(), list(index))
+        names = rescale(encoder, 10.0)
+        torch.testing.assert_close(encoder.backbone(images()), output, rtol=1e-3, atol=1e-4)
+        after = encoder.intermediates(images(), list(index))
+    assert names == STAGES["tf_efficientnet_lite0"]
+    for stage in index:
+        factor = 10 if encoder.stages[stage]["module"] in names else 1
+        torch.testing.assert_close(after[stage], factor * before[stage], rtol=1e-3, atol=1e-3)
 
 
 def test_a_stage_whose_shortcut_is_missing_is_left() -> None:
