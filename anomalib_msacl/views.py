@@ -20,8 +20,9 @@ class WeakView(nn.Module):
     """``A_0``: a weak random view, drawn anew for every image of the batch.
 
     The paper's setting is ``scale=(.2, 1), brightness=contrast=saturation=.4, hue=.1, grey=.2``; whether crops that
-    small suit medical images is open, so the default is milder. Lesions are added after the view: their number then
-    stays exact.
+    small suit medical images is open, so the default is milder. It leaves the colours alone, for what is invariant to
+    them does not see lesions that differ by nothing else. Lesions are added after the view: their number then stays
+    exact.
 
     Args:
         scale: Area of the random resized crop, relative to the image.
@@ -47,7 +48,7 @@ class WeakView(nn.Module):
         contrast: float = 0.2,
         saturation: float = 0.2,
         hue: float = 0.02,
-        jitter: float = 0.8,
+        jitter: float = 0.0,
         grey: float = 0.0,
         blur: float = 0.1,
         flip: float = 0.5,
