@@ -169,6 +169,7 @@ class MsaclPretraining(Callback):
             precision="32-true" if outer.precision.endswith("-true") else outer.precision,
             max_steps=self.recipe.max_steps,
             max_epochs=-1,
+            accumulate_grad_batches=self.recipe.accumulate,
             limit_val_batches=0,
             num_sanity_val_steps=0,
             log_every_n_steps=10,

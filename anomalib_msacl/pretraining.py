@@ -140,7 +140,7 @@ class Msacl(AnomalibModule):
     @property
     def trainer_arguments(self) -> dict[str, Any]:
         """No sanity check: it would need lesions before the centres are known."""
-        return {"num_sanity_val_steps": 0}
+        return {"num_sanity_val_steps": 0, "accumulate_grad_batches": self.recipe.accumulate}
 
     @property
     def learning_type(self) -> LearningType:

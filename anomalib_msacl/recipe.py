@@ -17,7 +17,7 @@ _TINY = 1e-9
 _RANGES = {
     (*TERMS, "weight_decay", "max_steps", "evaluations", "frozen_stride", "whitening"): (0, math.inf),
     ("batch_size", "classes"): (2, math.inf),
-    ("centre_images", "projection", "views", "evaluation_images", "alpha"): (1, math.inf),
+    ("accumulate", "centre_images", "projection", "views", "evaluation_images", "alpha"): (1, math.inf),
     ("temperature", "learning_rate", "gradient_clip"): (_TINY, math.inf),
     ("warmup",): (0, 1),
     ("held_out",): (_TINY, 0.5),
@@ -50,6 +50,8 @@ class Recipe:
             initial weights over as they are.
         batch_size: Images a step, each seen once per class and view. The callback's; :class:`Msacl` takes the
             datamodule's ``train_batch_size``.
+        accumulate: Batches whose gradients make one step: less noise for the same memory. anomalib's engine takes it
+            from here.
         views: Weak views of each image in a step.
         optimizer: ``adamw``, or ``sgd`` with momentum .9 as in the paper.
         learning_rate: Peak, after the warm-up; falls by a cosine to 0.
@@ -92,6 +94,7 @@ class Recipe:
     projection: int = 128
     max_steps: int = 40
     batch_size: int = 8
+    accumulate: int = 3
     views: int = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-4
