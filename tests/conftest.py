@@ -19,7 +19,8 @@ from anomalib_msacl.data import Phantom
 # The tensors of these tests are small: on a shared machine threads cost more than they give.
 torch.set_num_threads(1)
 
-TINY: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "evaluations": 2, "evaluation_images": 8, "centre_images": 8}
+TINY: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "accumulate": 1, "evaluations": 2}
+TINY |= {"evaluation_images": 8, "centre_images": 8}
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from anomalib_msacl.hand_over import find_backbone
 from anomalib_msacl.weights import create_backbone
 from tests.conftest import phantom
 
-STEP = Recipe(max_steps=1, batch_size=2, evaluations=0, centre_images=2)
+STEP = Recipe(max_steps=1, batch_size=2, accumulate=1, evaluations=0, centre_images=2)
 # Backbone, side of the images, layers and their strides.
 BACKBONES = [
     ("resnet18", 64, ["layer2", "layer3"], (8, 16)),

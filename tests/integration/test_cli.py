@@ -23,7 +23,8 @@ from anomalib_msacl.data import MedMixDataset, Phantom
 from anomalib_msacl.weights import create_backbone, save_backbone
 from tests.medical_files import LOSSLESS, JPEGBaseline8Bit, change_dicom, tissue, write_dicom
 
-RECIPE = {"max_steps": 2, "batch_size": 4, "evaluations": 1, "evaluation_images": 4, "centre_images": 4}
+RECIPE = {"max_steps": 2, "batch_size": 4, "accumulate": 1, "evaluations": 1}
+RECIPE |= {"evaluation_images": 4, "centre_images": 4}
 SMALL = [
     item for name, value in RECIPE.items() for item in (f"--trainer.callbacks.init_args.recipe.{name}", str(value))
 ]
@@ -178,6 +179,7 @@ def test_the_recipe_of_the_paper_runs_and_holds_nothing_of_our_own(folder: Path,
     (card,) = place.glob("results/msacl/resnet18-*/README.md")
     recipe = json.loads(card.read_text().split("```json")[1].split("```")[0])
     ours = {"dense": 0, "whitening": 0, "average": 1, "families": ["medmix"], "evaluations": 0, "frozen_stride": 0}
+    ours |= {"accumulate": 1}
     assert {name: recipe[name] for name in ours} == ours
     paper = {"centring": 1, "contrastive": 1, "augmentation": 1, "position": 1, "optimizer": "sgd", "classes": 4}
     assert {name: recipe[name] for name in paper} == paper

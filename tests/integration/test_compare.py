@@ -16,7 +16,7 @@ from scipy.stats import ttest_1samp
 from anomalib_msacl.data import Phantom
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compare.py"
-TINY = {"max_steps": 2, "evaluations": 1, "evaluation_images": 4, "centre_images": 4, "batch_size": 4}
+TINY = {"max_steps": 2, "evaluations": 1, "evaluation_images": 4, "centre_images": 4, "batch_size": 4, "accumulate": 1}
 CONFIG: dict[str, Any] = {
     "backbone": "test_resnet",
     "image_size": 64,

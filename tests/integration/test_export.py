@@ -125,7 +125,7 @@ def fit(name: str, work: Path, root: Path, weights: str, steps: int) -> Path:
         visualizer=False,
         **MODELS[name],
     )
-    recipe = Recipe(max_steps=steps, batch_size=4, evaluations=0, centre_images=4)
+    recipe = Recipe(max_steps=steps, batch_size=4, accumulate=1, evaluations=0, centre_images=4)
     callback = MsaclPretraining(weights, recipe, work / "msacl")
     engine = Engine(
         callbacks=[callback],

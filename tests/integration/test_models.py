@@ -184,7 +184,7 @@ def test_pre_training_reaches_the_right_networks_and_the_model_works(
     before = {place: features(network, images) for place, network in find_backbone(model).networks.items()}
     others = {place: tensor.clone() for place, tensor in model.model.state_dict().items()}
 
-    recipe = Recipe(max_steps=2, batch_size=2, evaluations=0, centre_images=2, learning_rate=1e-3)
+    recipe = Recipe(max_steps=2, batch_size=2, accumulate=1, evaluations=0, centre_images=2, learning_rate=1e-3)
     callback, witness = MsaclPretraining("random", recipe, tmp_path / "msacl"), Witness()
     engine = make_engine(callbacks=[callback, witness], max_epochs=1, limit_train_batches=2, limit_val_batches=1)
     data = phantom(phantom_root, seed=0)

@@ -169,6 +169,19 @@ def test_a_run_resumed_without_a_choice_keeps_its_last_step(
     assert "nothing was compared" in second.selection.verdict()
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_gradients_of_so_many_batches_make_one_step(
+    accumulate: int, monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    """Sixteen images make four batches: three go into the first step of the epoch, the last into the second."""
+    msacl = make_msacl(Recipe(max_steps=2, batch_size=4, accumulate=accumulate, evaluations=0, centre_images=4))
+    steps, step = [], Msacl.training_step
+    monkeypatch.setattr(Msacl, "training_step", lambda self, *a: steps.append(1) or step(self, *a))
+    train(msacl, make_engine(max_steps=2), phantom_root)
+    assert msacl.trainer.global_step == 2
+    assert len(steps) == {1: 2, 3: 4}[accumulate]
+
+
 def test_the_centres_come_from_the_untouched_encoder_and_stay(
     make_msacl: Make, make_engine: Make, phantom_root: Path
 ) -> None:
