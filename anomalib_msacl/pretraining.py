@@ -139,7 +139,7 @@ class Msacl(AnomalibModule):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """No sanity check: it would need lesions before the centres are known."""
+        """Batches to a step as in the recipe; no sanity check, which would need lesions before the centres are known."""
         return {"num_sanity_val_steps": 0, "accumulate_grad_batches": self.recipe.accumulate}
 
     @property
@@ -175,7 +175,7 @@ class Msacl(AnomalibModule):
             optimizer = torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
         total = self.trainer.estimated_stepping_batches
         warmup = max(1, round(recipe.warmup * total)) if math.isfinite(total) else 100
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, warmup, total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -506,8 +506,17 @@ def _replace(batch: ImageBatch, **values: Tensor) -> None:
         setattr(batch, name, value)
 
 
-def _warm_cosine(step: int, warmup: int, total: float) -> float:
-    """Return the factor of the learning rate: linear warm-up, then a cosine to 0."""
+def warm_cosine(step: int, warmup: int, total: float) -> float:
+    """Return the factor of the learning rate: linear warm-up, then a cosine to 0.
+
+    Args:
+        step: From 0.
+        warmup: Steps of the warm-up.
+        total: All steps; infinite if unknown, and then there is no cosine.
+
+    Returns:
+        Above 0 in the warm-up, in [0, 1] afterwards.
+    """
     if step < warmup:
         return (step + 1) / warmup
     if not math.isfinite(total):
