@@ -139,7 +139,7 @@ class Msacl(AnomalibModule):
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
-        """Batches to a step as in the recipe; no sanity check, which would need lesions before the centres are known."""
+        """Batches to a step as in the recipe; no sanity check, for the centres are not known yet."""
         return {"num_sanity_val_steps": 0, "accumulate_grad_batches": self.recipe.accumulate}
 
     @property
