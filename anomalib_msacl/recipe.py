@@ -48,7 +48,7 @@ class Recipe:
         projection: Dimension of ``f_theta``.
         max_steps: Optimiser steps, unless the trainer of :class:`Msacl` names its own. With the callback 0 hands the
             initial weights over as they are.
-        batch_size: Images a step, each seen once per class and view. The callback's; :class:`Msacl` takes the
+        batch_size: Images of a batch, each seen once per class and view. The callback's; :class:`Msacl` takes the
             datamodule's ``train_batch_size``.
         accumulate: Batches whose gradients make one step: less noise for the same memory. anomalib's engine takes it
             from here.
@@ -119,7 +119,9 @@ class Recipe:
         for names, (lowest, highest) in _RANGES.items():
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not lowest <= value <= highest:
+                if value is None and name == "deviation":
+                    continue
+                if value is None or not lowest <= value <= highest:
                     raise InputError(
                         f"recipe.{name} is {value}, but must be {lowest:g} at least and {highest:g} at most."
                     )

@@ -31,7 +31,7 @@ class WeakView(nn.Module):
         contrast: Largest relative change.
         saturation: Largest relative change.
         hue: Largest turn, as a fraction of a full turn, at most .5.
-        jitter: Probability of the colour jitter.
+        jitter: Probability of the colour jitter; with 0 its four strengths above have no effect.
         grey: Probability of a grey image.
         blur: Probability of a Gaussian blur.
         flip: Probability of a horizontal flip.

@@ -19,6 +19,9 @@ def test_plain_data_round_trip() -> None:
     ("values", "name"),
     [
         ({"dense": -1.0}, "dense"),
+        ({"dense": None}, "dense"),
+        ({"deviation": 0.0}, "deviation"),
+        ({"accumulate": 0}, "accumulate"),
         ({"batch_size": 1}, "batch_size"),
         ({"classes": 1}, "classes"),
         ({"alpha": 0.5}, "alpha"),
@@ -28,7 +31,7 @@ def test_plain_data_round_trip() -> None:
         ({"learning_rate": 0.0}, "learning_rate"),
     ],
 )
-def test_values_out_of_range_are_named(values: dict[str, float], name: str) -> None:
+def test_values_out_of_range_are_named(values: dict[str, float | None], name: str) -> None:
     with pytest.raises(InputError, match=f"recipe.{name} is {next(iter(values.values()))}"):
         Recipe.of(values)
 
