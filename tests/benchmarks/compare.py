@@ -456,7 +456,8 @@ def plot(runs: list[dict[str, str]], reference: str, arms: Sequence[str], path: 
         axis.set_title(f"{model}, {name}")
         axis.set_xticks(range(len(found.sets)), [data.replace("_", "\n") for data in found.sets], fontsize=7)
     axes[0][0].set_ylabel(f"difference to {reference}")
-    axes[0][-1].legend(fontsize=7)
+    # Not every model was run with all arms.
+    max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[1])).legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
