@@ -49,8 +49,7 @@ def whiten(encoder: Encoder, batches: Iterable[Tensor], deviation: float) -> lis
     Returns:
         Names of the stages that were whitened.
     """
-    streams = {index: stream_of(encoder.backbone, stage["module"]) for index, stage in enumerate(encoder.stages)}
-    found = {index: stream for index, stream in streams.items() if stream is not None}
+    found = _streams(encoder)
     moments = {index: Moments() for index in found}
     with torch.no_grad(), evaluating(encoder):
         for images in batches if found else ():
@@ -71,13 +70,17 @@ def rescale(encoder: Encoder, factor: float) -> list[str]:
     Returns:
         Names of the stages that were rescaled.
     """
-    names = [stage["module"] for stage in encoder.stages]
-    streams = {name: stream_of(encoder.backbone, name) for name in names}
-    found = {name: stream for name, stream in streams.items() if stream is not None}
+    found = _streams(encoder)
     for stream in found.values():
         channels = stream.writers[0][0].out_channels
         fold(stream, factor * torch.eye(channels, dtype=torch.float64))
-    return list(found)
+    return [encoder.stages[index]["module"] for index in found]
+
+
+def _streams(encoder: Encoder) -> dict[int, Stream]:
+    """Return the weights around the feature map of each stage that has a linear end, by the number of the stage."""
+    streams = {index: stream_of(encoder.backbone, stage["module"]) for index, stage in enumerate(encoder.stages)}
+    return {index: stream for index, stream in streams.items() if stream is not None}
 
 
 class Moments:
