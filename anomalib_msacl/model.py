@@ -118,10 +118,10 @@ class MsaclModel(nn.Module):
         return torch.stack([getattr(self.recipe, name) * value for name, value in terms.items()]).sum()
 
     def forward(self, images: Tensor) -> InferenceBatch:
-        """Score images by their distance from normality and by the lesion head; by the head alone while training.
+        """Score images by their distance from normality; by the lesion head while training.
 
-        The evidence on an image is the distance of its farthest patch, the mean distance of its patches, and the
-        lesion head. How it is joined: :class:`anomalib_msacl.normality.Normality`.
+        The evidence on an image is the distance of its farthest patch and the mean distance of its patches; that on a
+        cell its distance and the lesion head. How it is joined: :class:`anomalib_msacl.normality.Normality`.
 
         Args:
             images: Values in [0, 1], shape ``(B, 3, H, W)``.
@@ -158,10 +158,10 @@ class MsaclModel(nn.Module):
         self.normality.calibrate(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _evidence(self, maps: list[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the evidence on images ``(B, 3)`` and on their cells ``(B, 2, h, w)``."""
+        """Return the evidence on images ``(B, 2)`` and on their cells ``(B, 2, h, w)``."""
         distance = self.normality.distance(patch_features(maps))
         farthest, mean = distance.amax(dim=(-3, -2, -1)), distance.mean(dim=(-3, -2, -1))
-        return torch.stack([farthest, mean, self._lesion(logits)], dim=1), torch.cat([distance, logits], dim=1)
+        return torch.stack([farthest, mean], dim=1), torch.cat([distance, logits], dim=1)
 
     @staticmethod
     def _lesion(logits: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""How far an image is from normal ones, patch by patch, and what that is worth beside the lesion head.
+"""How far an image is from normal ones, patch by patch.
 
 Two kinds of disease need two readings of the same distances: a focal lesion is one patch far from normality, a diffuse
-one all patches a little. Together with the lesion head they are three pieces of evidence, each in units of its own
-spread over normal images, so that none has to be weighted by hand.
+one all patches a little. Each is evidence in units of its own spread over normal images, so that none has to be
+weighted by hand; so are distance and lesion head in a map.
 """
 
 from __future__ import annotations

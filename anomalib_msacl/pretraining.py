@@ -33,7 +33,7 @@ from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.selection import UNTOUCHED, KeepBest, held_out_images, normal_images
 from anomalib_msacl.views import WeakView
 from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
-from anomalib_msacl.whitening import rescale, whiten
+from anomalib_msacl.whitening import realign, rescale, whiten
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ class Msacl(AnomalibModule):
     """MSACL (arXiv 2109.01303): pre-train a backbone on normal images with synthetic lesions.
 
     Training needs normal images only. The result is the backbone, saved in timm's folder format. Beside it, without
-    influence on it, a small lesion head is trained and a bank of normal patches kept; together they score images in
-    ``test``, ``predict`` and after export.
+    influence on it, a bank of normal patches is kept, which scores images in ``test``, ``predict`` and after export,
+    and a small lesion head is trained, which is one half of their maps.
     Validation looks at the normal images of the validation set and adds MedMix lesions to copies of them.
 
     Args:
@@ -291,11 +291,12 @@ class Msacl(AnomalibModule):
         return encoder
 
     def backbone_chosen(self, replaced: bool) -> None:
-        """Train the lesion head anew if the backbone is another, then learn what normal images look like.
+        """Realign the deep stages, train the lesion head anew if the layers are others, then learn what is normal.
 
         Args:
             replaced: Whether the backbone is not that of the last step.
         """
+        self._realign()
         if not self.train_lesion_head:
             return
         images = torch.cat([batch.cpu() for batch in self._training_images(_BANK_IMAGES)])
@@ -351,6 +352,17 @@ class Msacl(AnomalibModule):
             self.selection.whitened(self.trainer, self)
         else:
             logger.info("MSACL: the stages of %s do not end in a linear layer: not whitened.", self.architecture)
+
+    def _realign(self) -> None:
+        """Let the stages behind the layers be those of before, where the dense term has changed what they read."""
+        moved = self.selection.best_step not in {UNTOUCHED, 0}  # None: the last step, unseen
+        if not (self.recipe.realign and self.recipe.dense and moved):
+            return
+        before = copy.deepcopy(self.encoder)
+        before.backbone.load_state_dict(self.selection.start)
+        explained = realign(self.encoder, before, self._training_images(_WHITENING_IMAGES))
+        if explained is not None:
+            logger.info("MSACL: the stages behind the layers read %.0f %% of what they did before.", 100 * explained)
 
     @torch.no_grad()
     def _fix_centres(self) -> None:

@@ -66,11 +66,17 @@ class Recipe:
         evaluation_images: Held-out images used, at most; each is seen once as it is and twice with lesions.
         seed: Seed of the pre-training.
         whitening: Whiten the feature maps on normal images before the first step, to channels of this root mean square
-            deviation, where the architecture allows it (:mod:`anomalib_msacl.whitening`); 0 leaves them.
+            deviation, down to the deepest layer, where the architecture allows it (:mod:`anomalib_msacl.whitening`); 0
+            leaves them.
         deviation: Root mean square deviation of a whitened channel in the weights that are saved. None: that of
             ``whitening``, which suits the ridge of .01 in anomalib's PaDiM, and 1 where the callback serves a model
             that learns a network on the features.
         average: Share of the trained weights in the result, the rest being those before the first step, in (0, 1].
+        realign: Give the stages behind the deepest layer their weights of before the first step, and let them read the
+            layer through the affine map that comes closest, on normal images, to what they read then, where the
+            architecture allows it (:func:`anomalib_msacl.whitening.realign`). For detectors that pool deep features.
+            Without the dense term, which is what changes the layer, nothing is done. Set it to False for random
+            initial weights.
         families: Families of lesions to train with, ``medmix`` and those of :mod:`anomalib_msacl.families`. The others
             are for choosing the weights.
         medmix: Arguments of :class:`anomalib_msacl.MedMix` that differ from its defaults.
@@ -110,6 +116,7 @@ class Recipe:
     whitening: float = 0.1
     deviation: float | None = None
     average: float = 0.5
+    realign: bool = True
     families: list[str] = field(default_factory=lambda: ["medmix", "haze", "texture", "streak"])
     medmix: dict[str, Any] = field(default_factory=dict)
     view: dict[str, Any] = field(default_factory=dict)

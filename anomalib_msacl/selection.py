@@ -172,6 +172,11 @@ class KeepBest(Callback):
         self._seen = -1
         self._settled = False
 
+    @property
+    def start(self) -> dict[str, Tensor]:
+        """Weights before the first step, whitened if the recipe says so; empty before training."""
+        return self._start
+
     def state_dict(self) -> dict[str, Any]:
         """Return plain data and tensors, so that a resumed run goes on choosing."""
         history = {step: tuple(score) for step, score in self.history.items()}

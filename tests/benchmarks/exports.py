@@ -14,6 +14,7 @@ done again; `--table` only prints what is there, `--latency` times the exports o
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import statistics
@@ -42,10 +43,13 @@ EPOCHS = {"Patchflow": 4}
 # anomalib 2.7 exports these with a batch of two, which its own inferencer cannot fill; a batch of one is asked for.
 ONE_IMAGE = {"Dfm", "Dfkde"}
 ONE_IMAGE_AXES = "{dynamic_axes: {input: {2: height, 3: width}}}"
+# anomalib 2.7 builds these for the default input size when it loads their checkpoint, whatever they were trained with.
+SIZED = {"Patchflow"}
 # By NNCF itself, as docs/deployment.md says: what anomalib's PTQ loses by is left out.
 BY_NNCF = "int8_ptq, by nncf"
 FORMATS = ("torch", "onnx", "fp32", "fp16", "int8", "int8_ptq", "int8_acq", BY_NNCF)
 COMPARED = 32
+SIZE = (128, 128)
 
 
 def divide(folder: Path, target: Path) -> Path:
@@ -173,10 +177,15 @@ def quantize_backbone(root: Path, model: str) -> None:
 
 def export_all(root: Path, model: str, kinds: list[str]) -> None:
     """Export what is missing from the checkpoint; runs where the package cannot be imported."""
+    import anomalib.models
     from anomalib.cli.cli import AnomalibCLI
     from anomalib.models.components.base.export_mixin import ExportMixin
 
     trace = ExportMixin.to_onnx
+    if model in SIZED:
+        kind_of_model = getattr(anomalib.models, model)
+        size = kind_of_model.configure_pre_processor(SIZE)
+        kind_of_model.load_from_checkpoint = functools.partial(kind_of_model.load_from_checkpoint, pre_processor=size)
 
     def trace_once(self: Any, *arguments: Any, **options: Any) -> Any:
         return exported(root, model, "onnx") or trace(self, *arguments, **options)
@@ -250,7 +259,7 @@ def test_images(root: Path) -> Iterator[tuple[Any, bool, Any]]:
             mask = np.zeros((128, 128), dtype=bool)
             if path.parent.name == "lesion":
                 found = next((root / "ground_truth_test" / "lesion").glob(f"{path.stem}.*"))
-                mask = np.asarray(Image.open(found).convert("L").resize((128, 128), Image.Resampling.NEAREST)) > 127
+                mask = np.asarray(Image.open(found).convert("L").resize(SIZE, Image.Resampling.NEAREST)) > 127
         yield read_image(path, as_tensor=False).astype(np.float32), path.parent.name == "lesion", mask
 
 

@@ -103,7 +103,8 @@ def test_untouched_whitened_and_averaged_weights_are_candidates(
     phantom_root: Path,
 ) -> None:
     shown = script(monkeypatch, scores)
-    recipe = Recipe(max_steps=1, batch_size=4, evaluations=1, evaluation_images=4, centre_images=4, average=0.25)
+    settings = {"max_steps": 1, "batch_size": 4, "evaluations": 1, "evaluation_images": 4, "centre_images": 4}
+    recipe = Recipe(**settings, average=0.25, realign=False)
     msacl = make_msacl(recipe, backbone="tf_efficientnet_lite0", train_lesion_head=False)
     untouched, trained = state(msacl), {}
     average = KeepBest._average
@@ -116,6 +117,21 @@ def test_untouched_whitened_and_averaged_weights_are_candidates(
     assert equal(state(msacl), shown[winner + 1])
     name = next(name for name in trained if not torch.equal(trained[name], shown[1][name]))
     torch.testing.assert_close(shown[2][name], torch.lerp(shown[1][name], trained[name], 0.25))
+
+
+@pytest.mark.parametrize(("changes", "realigned"), [({}, True), ({"realign": False}, False), ({"dense": 0.0}, False)])
+def test_stages_behind_the_layers_come_back_to_their_weights(
+    changes: dict[str, Any], realigned: bool, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4, learning_rate=1e-2, **changes)
+    msacl = make_msacl(recipe, backbone="tf_efficientnet_lite0", train_lesion_head=False)
+    before = state(msacl)
+    train(msacl, make_engine(max_steps=2), phantom_root)
+    deep = [name for name in before if name.startswith(("blocks.5", "blocks.6")) and "num_batches" not in name]
+    kept = {name for name in deep if torch.equal(before[name], state(msacl)[name])}
+    entry = {"blocks.5.0.conv_pw.weight", "blocks.5.0.bn1.running_mean"}
+    assert (kept == set(deep) - entry) is realigned
+    assert not torch.equal(before["blocks.4.1.conv_pw.weight"], state(msacl)["blocks.4.1.conv_pw.weight"])
 
 
 def test_the_checkpoint_holds_the_chosen_weights_and_needs_no_files(

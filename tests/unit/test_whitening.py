@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
 from torch import nn
 
 from anomalib_msacl.encoder import Encoder
 from anomalib_msacl.weights import create_backbone
-from anomalib_msacl.whitening import Moments, rescale, stream_of, whiten, whitening_map
+from anomalib_msacl.whitening import Moments, realign, rescale, stream_of, whiten, whitening_map
 
 STAGES = {
     "tf_efficientnet_lite0": ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"],
@@ -51,9 +55,58 @@ def test_the_network_computes_what_it_did_and_its_maps_are_whitened(name: str) -
         assert spread[1].max() / spread[1].mean() < 0.5 * spread[0].max() / spread[0].mean()
 
 
-def test_all_stages_of_efficientnet_lite_are_whitened() -> None:
+def test_stages_are_whitened_down_to_the_deepest_layer() -> None:
     name = "tf_efficientnet_lite0"
-    assert whiten(encoder_of(name), [images()], deviation=1.0) == STAGES[name]
+    encoder = encoder_of(name)
+    assert encoder.layers == ["blocks.2", "blocks.4"]
+    assert whiten(encoder, [images()], deviation=1.0) == STAGES[name][:-1]
+    deepest = Encoder(encoder_of(name).backbone, ["blocks.6"]).eval()
+    assert whiten(deepest, [images()], deviation=1.0) == STAGES[name]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_realigned_stages_undo_an_affine_change_of_what_they_read(name: str) -> None:
+    encoder = encoder_of(name)
+    before = copy.deepcopy(encoder)
+    with torch.no_grad():
+        output = before.backbone(images())
+        whiten(encoder, [images()], deviation=1.0)
+        for parameter in encoder.backbone.blocks[5].parameters():
+            parameter.normal_()
+        maps = encoder(images(), pooled=False)[0]
+        explained = realign(encoder, before, [images()[:8], images()[8:]])
+        assert explained == pytest.approx(1, abs=1e-3)
+        for found, expected in zip(encoder(images(), pooled=False)[0], maps, strict=True):
+            assert torch.equal(found, expected)
+        error = (encoder.backbone(images()) - output).square().mean() / output.var()
+    assert error < 1e-2
+
+
+def test_realigning_finds_the_best_affine_map() -> None:
+    encoder = encoder_of("tf_efficientnet_lite0")
+    before = copy.deepcopy(encoder)
+    with torch.no_grad():
+        for parameter in encoder.backbone.blocks[3].parameters():
+            parameter.mul_(1 + 0.2 * torch.randn(parameter.shape))
+        old, new = (
+            network(images(), pooled=False)[0][-1].movedim(1, -1).flatten(0, 2).double().numpy()
+            for network in (before, encoder)
+        )
+    best = LinearRegression().fit(new, old)
+    oracle = r2_score(old, best.predict(new), multioutput="variance_weighted")
+    assert realign(encoder, before, [images()]) == pytest.approx(oracle, abs=0.02)
+    assert oracle < 0.999
+
+
+def test_what_cannot_be_realigned_is_left() -> None:
+    backbone = encoder_of("tf_efficientnet_lite0").backbone
+    for encoder in (encoder_of("resnet18"), Encoder(backbone, ["blocks.6"]).eval()):
+        before = copy.deepcopy(encoder)
+        for tensor in before.state_dict().values():
+            tensor.zero_()
+        state = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
+        assert realign(encoder, before, [images()]) is None
+        assert all(torch.equal(state[key], tensor) for key, tensor in encoder.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
@@ -75,7 +128,7 @@ def test_rescaled_maps_are_multiples_and_the_output_stays() -> None:
         names = rescale(encoder, 10.0)
         torch.testing.assert_close(encoder.backbone(images()), output, rtol=1e-3, atol=1e-4)
         after = encoder.intermediates(images(), list(index))
-    assert names == STAGES["tf_efficientnet_lite0"]
+    assert names == STAGES["tf_efficientnet_lite0"][:-1]
     for stage in index:
         factor = 10 if encoder.stages[stage]["module"] in names else 1
         torch.testing.assert_close(after[stage], factor * before[stage], rtol=1e-3, atol=1e-3)
