@@ -19,6 +19,7 @@ from anomalib.data.utils import read_image
 from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import Trainer
 from PIL import Image
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
@@ -258,3 +259,23 @@ def test_msacl_itself_exports_to_openvino(
             found = inferencer.predict(image)
             assert found.pred_score.item() == pytest.approx(expected.pred_score.item(), abs=tolerance)
             assert abs(found.anomaly_map - expected.anomaly_map.numpy()).max() < tolerance
+
+
+def test_patchflow_comes_back_as_it_was_when_its_size_is_given_again(tmp_path: Path) -> None:
+    """What docs/deployment.md says; once anomalib mends it, the last line fails and the paragraph can go."""
+    size = models.Patchflow.configure_pre_processor((64, 64))
+    trained = models.Patchflow(backbone="test_resnet", pre_trained=False, num_scales=2, pre_processor=size).eval()
+    trainer = Trainer(barebones=True, accelerator="cpu", devices=1)
+    trainer.strategy.connect(trained)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    again = models.Patchflow.configure_pre_processor((64, 64))
+    mended, plain = (
+        models.Patchflow.load_from_checkpoint(tmp_path / "model.ckpt", **options).eval()
+        for options in ({"pre_processor": again}, {})
+    )
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, same, other = (model.model(images).anomaly_map for model in (trained, mended, plain))
+    assert torch.equal(same, expected)
+    assert plain.input_size == (64, 64)
+    assert not torch.allclose(other, expected, rtol=1e-3)
