@@ -93,7 +93,7 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
 
     Returns:
         Share of the variance of the feature map of before that the affine map explains, at most 1; None where nothing
-        was done: the deepest layer is the last stage, or the architecture does not allow it.
+        was done: the deepest layer is the last stage, the architecture does not allow it, or features are not finite.
     """
     index = max(encoder.index)
     if index + 1 == len(encoder.stages):
@@ -110,6 +110,8 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
             moments.add(torch.cat(maps, dim=1))
     number = encoder.stages[index]["num_chs"]
     covariance = moments.covariance
+    if not covariance.isfinite().all():  # training has diverged, which the choice of the weights tells
+        return None
     new, old, both = covariance[:number, :number], covariance[number:, number:], covariance[number:, :number]
     ridge = _RIDGE * new.diagonal().mean().clamp_min(_TINY) * torch.eye(number, dtype=new.dtype)
     matrix = torch.linalg.solve(new + ridge, both.T).T

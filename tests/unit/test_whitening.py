@@ -98,6 +98,13 @@ def test_realigning_finds_the_best_affine_map() -> None:
     assert oracle < 0.999
 
 
+def test_weights_that_are_not_finite_are_no_traceback() -> None:
+    encoder = encoder_of("tf_efficientnet_lite0")
+    before = copy.deepcopy(encoder)
+    torch.nn.init.constant_(encoder.backbone.blocks[3][0].conv_pwl.weight, torch.nan)
+    assert realign(encoder, before, [images()]) is None
+
+
 def test_what_cannot_be_realigned_is_left() -> None:
     backbone = encoder_of("tf_efficientnet_lite0").backbone
     for encoder in (encoder_of("resnet18"), Encoder(backbone, ["blocks.6"]).eval()):
