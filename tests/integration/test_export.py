@@ -263,6 +263,7 @@ def test_msacl_itself_exports_to_openvino(
 
 def test_patchflow_comes_back_as_it_was_when_its_size_is_given_again(tmp_path: Path) -> None:
     """What docs/deployment.md says; once anomalib mends it, the last line fails and the paragraph can go."""
+    torch.manual_seed(0)
     size = models.Patchflow.configure_pre_processor((64, 64))
     trained = models.Patchflow(backbone="test_resnet", pre_trained=False, num_scales=2, pre_processor=size).eval()
     trainer = Trainer(barebones=True, accelerator="cpu", devices=1)
@@ -278,4 +279,4 @@ def test_patchflow_comes_back_as_it_was_when_its_size_is_given_again(tmp_path: P
         expected, same, other = (model.model(images).anomaly_map for model in (trained, mended, plain))
     assert torch.equal(same, expected)
     assert plain.input_size == (64, 64)
-    assert not torch.allclose(other, expected, rtol=1e-3)
+    assert (other - expected).abs().max() > 1e-5
