@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 if Path(sys.argv[0]).stem == "anomalib":  # anomalib's models are built before any object of this package
     show_input_errors_as_one_line()
 
-_FORMAT = 3  # raise when weights of an older format must not be reused
+_FORMAT = 4  # raise when weights of an older format must not be reused
 _UNIT = 1.0
 
 

@@ -351,7 +351,9 @@ class Msacl(AnomalibModule):
             logger.info("MSACL: the feature maps of %s are whitened on normal images.", ", ".join(names))
             self.selection.whitened(self.trainer, self)
         else:
-            logger.info("MSACL: the stages of %s do not end in a linear layer: not whitened.", self.architecture)
+            logger.info(
+                "MSACL: the stages of %s cannot be whitened, which needs a linear end or a ReLU.", self.architecture
+            )
 
     def _realign(self) -> None:
         """Let the stages behind the layers be those of before, where the dense term has changed what they read."""

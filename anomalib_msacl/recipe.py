@@ -66,8 +66,9 @@ class Recipe:
         evaluation_images: Held-out images used, at most; each is seen once as it is and twice with lesions.
         seed: Seed of the pre-training.
         whitening: Whiten the feature maps on normal images before the first step, to channels of this root mean square
-            deviation, down to the deepest layer, where the architecture allows it (:mod:`anomalib_msacl.whitening`); 0
-            leaves them.
+            deviation, down to the deepest layer, where the architecture allows it (:mod:`anomalib_msacl.whitening`):
+            EfficientNet and MobileNet; the channels of a ResNet are brought to that deviation one by one. 0 leaves
+            them.
         deviation: Root mean square deviation of a whitened channel in the weights that are saved. None: that of
             ``whitening``, which suits the ridge of .01 in anomalib's PaDiM, and 1 where the callback serves a model
             that learns a network on the features.

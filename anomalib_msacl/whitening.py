@@ -7,7 +7,8 @@ covariances in units of normal variation.
 
 Where a stage of the backbone ends in a linear layer, as in EfficientNet and MobileNet, the map goes into the weights
 that write this feature map and its inverse into those that read it: the output of the network stays what it was, only
-the feature map has another basis. Stages that end in an activation, as in ResNet, and transformers keep theirs.
+the feature map has another basis. Stages that end in a ReLU, as in ResNet, let no more than a positive factor for each
+channel pass; these channels get equal deviations, which is whitening without its rotation. Transformers keep theirs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, cast
 
 import torch
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from anomalib_msacl.encoder import Encoder, evaluating
@@ -33,17 +35,24 @@ class Stream(NamedTuple):
     Attributes:
         writers: Pairs of a convolution and the BatchNorm after it, whose outputs are added up to the feature map.
         readers: Convolutions that take the feature map as input.
+        linear: Whether nothing but sums stands between writers and readers, so that any linear map can pass. Otherwise
+            it is a ReLU after each sum, and positive factors of the channels can.
     """
 
     writers: list[tuple[nn.Conv2d, BatchNorm]]
     readers: list[nn.Conv2d]
+    linear: bool = True
+
+    def whitening_map(self, covariance: Tensor, deviation: float) -> Tensor:
+        """Return the map that whitens as far as it can pass; see :func:`whitening_map`."""
+        return whitening_map(covariance if self.linear else covariance.diagonal().diag(), deviation)
 
 
 def whiten(encoder: Encoder, batches: Iterable[Tensor], deviation: float) -> list[str]:
     """Whiten the feature maps of a backbone where its architecture allows it.
 
     Args:
-        encoder: Its backbone is changed in place; the output of its last stage and of its head stays.
+        encoder: Its backbone is changed in place; the output of stages behind the deepest layer and of the head stays.
         batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``.
         deviation: Root mean square deviation of a channel over normal patches afterwards.
 
@@ -57,7 +66,7 @@ def whiten(encoder: Encoder, batches: Iterable[Tensor], deviation: float) -> lis
             for index, maps in encoder.intermediates(images, sorted(found)).items():
                 moments[index].add(maps)
     for index, stream in found.items():
-        fold(stream, whitening_map(moments[index].covariance, deviation))
+        fold(stream, stream.whitening_map(moments[index].covariance, deviation))
     return [encoder.stages[index]["module"] for index in found]
 
 
@@ -73,7 +82,7 @@ def rescale(encoder: Encoder, factor: float) -> list[str]:
     """
     found = _streams(encoder)
     for stream in found.values():
-        channels = stream.writers[0][0].out_channels
+        channels = stream.writers[0][1].num_features
         fold(stream, factor * torch.eye(channels, dtype=torch.float64))
     return [encoder.stages[index]["module"] for index in found]
 
@@ -128,7 +137,7 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
 def _entry(backbone: nn.Module, stage: str) -> tuple[nn.Conv2d, BatchNorm] | None:
     """Return the first convolution behind a stage and its BatchNorm, if nothing else reads the stage."""
     stream = stream_of(backbone, stage)
-    if stream is None:
+    if stream is None or not stream.linear:
         return None
     parent, _, number = stage.rpartition(".")
     following = cast("nn.Sequential", getattr(backbone, parent)[int(number) + 1])
@@ -148,7 +157,7 @@ def _copy_behind(backbone: nn.Module, before: nn.Module, stage: str) -> None:
 
 
 def _streams(encoder: Encoder) -> dict[int, Stream]:
-    """Return the weights around the feature map of each stage that has a linear end, down to the deepest layer.
+    """Return the weights around the feature map of each stage that can be whitened, down to the deepest layer.
 
     Pooled features of deeper stages tell images apart better as they are (docs/experiments.md).
     """
@@ -209,8 +218,11 @@ def stream_of(backbone: nn.Module, stage: str) -> Stream | None:
         stage: Name of the module whose output is the feature map, such as ``"blocks.2"``.
 
     Returns:
-        None where the feature map is more than a sum of convolutions, or something else than convolutions reads it.
+        None where the feature map is more than a sum of convolutions, rectified or not, or something else than
+        convolutions reads it.
     """
+    if isinstance(backbone, ResNet):
+        return _resnet_stream(backbone, stage)
     parent, _, number = stage.rpartition(".")
     stages = getattr(backbone, parent, None) if parent else None
     if not isinstance(stages, nn.Sequential) or not isinstance(stages[int(number)], nn.Sequential):
@@ -230,15 +242,50 @@ def stream_of(backbone: nn.Module, stage: str) -> Stream | None:
     return Stream(cast("list[tuple[nn.Conv2d, BatchNorm]]", writers), cast("list[nn.Conv2d]", readers))
 
 
+def _resnet_stream(backbone: ResNet, stage: str) -> Stream | None:
+    """Return the weights around the feature map of ``layer1`` ... ``layer4``, where every sum passes a ReLU."""
+    names = ["layer1", "layer2", "layer3", "layer4"]
+    if stage not in names:
+        return None
+    first, *others = blocks = [*getattr(backbone, stage)]
+    following = [getattr(backbone, name)[0] for name in names[names.index(stage) + 1 :][:1]]
+    if any(type(block) not in {BasicBlock, Bottleneck} or block.se is not None for block in (*blocks, *following)):
+        return None
+    if any(block.downsample is None for block in following):  # then the sum would go on into the next stage
+        return None
+    ends = ["3" if isinstance(block, Bottleneck) else "2" for block in blocks]
+    writers = [
+        (getattr(block, f"conv{end}"), getattr(block, f"bn{end}")) for block, end in zip(blocks, ends, strict=True)
+    ]
+    between = [getattr(block, f"act{end}") for block, end in zip(blocks, ends, strict=True)]
+    # The last stage has no reader behind it: the networks that are pre-trained have no classifier.
+    readers = [block.conv1 for block in (*others, *following)] + [block.downsample[-2] for block in following]
+    if first.downsample is not None:
+        writers.append((first.downsample[-2], first.downsample[-1]))
+    else:  # as in layer1 of resnet18, whose blocks add to what the stem has written
+        writers.append((backbone.conv1, backbone.bn1))
+        between += [backbone.act1, backbone.maxpool]
+        readers.append(first.conv1)
+    positive = all(isinstance(module, nn.ReLU | nn.MaxPool2d) for module in between)
+    norms = all(isinstance(norm, BatchNorm) for _, norm in writers)
+    convolutions = all(isinstance(reader, nn.Conv2d) and reader.groups == 1 for reader in readers)
+    return Stream(writers, readers, linear=False) if positive and norms and convolutions else None
+
+
 @torch.no_grad()
 def fold(stream: Stream, matrix: Tensor) -> None:
     """Put a linear map into the weights that write a feature map, and its inverse into those that read it.
 
     Args:
         stream: Changed in place.
-        matrix: Invertible, shape ``(C, C)``, float64.
+        matrix: Invertible, shape ``(C, C)``, float64; diagonal and positive where the stream is not linear.
     """
     for convolution, norm in stream.writers:
+        if not stream.linear:
+            factors = matrix.diagonal().to(norm.weight)
+            norm.weight.mul_(factors)
+            norm.bias.mul_(factors)
+            continue
         mean, variance = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
         # The map mixes channels, BatchNorm does not: its scale moves into the convolution.
         scale = norm.weight.cpu().double() / (variance.cpu().double() + norm.eps).sqrt()

@@ -116,6 +116,44 @@ def test_what_cannot_be_realigned_is_left() -> None:
         assert all(torch.equal(state[key], tensor) for key, tensor in encoder.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet26", "resnet26d"])
+def test_channels_of_a_resnet_get_equal_deviations_and_the_rest_stays(name: str) -> None:
+    encoder = encoder_of(name)
+    index = range(len(encoder.stages))
+    with torch.no_grad():
+        output, before = encoder.backbone(images()), encoder.intermediates(images(), list(index))
+        assert whiten(encoder, [images()[:8], images()[8:]], deviation=0.1) == ["layer1", "layer2", "layer3"]
+        torch.testing.assert_close(encoder.backbone(images()), output, rtol=1e-3, atol=1e-4)
+        after = encoder.intermediates(images(), list(index))
+    torch.testing.assert_close(after[4], before[4], rtol=1e-3, atol=1e-4)
+    for stage in (1, 2, 3):
+        variance = covariance(before[stage]).diagonal()
+        # A hundredth of the mean variance is mixed in, or channels of almost no variance would be blown up.
+        expected = variance / (0.99 * variance + 0.01 * variance.mean())
+        expected = 0.01 * expected / expected.mean()
+        torch.testing.assert_close(covariance(after[stage]).diagonal(), expected, rtol=1e-2, atol=1e-6)
+        alike = torch.corrcoef(after[stage].movedim(1, 0).flatten(1)).nan_to_num()
+        torch.testing.assert_close(
+            alike, torch.corrcoef(before[stage].movedim(1, 0).flatten(1)).nan_to_num(), rtol=0, atol=1e-3
+        )
+
+
+def test_the_last_stage_of_a_resnet_is_scaled_where_it_is_a_layer() -> None:
+    encoder = Encoder(encoder_of("resnet18").backbone, ["layer4"]).eval()
+    assert whiten(encoder, [images()], deviation=1.0)[-1] == "layer4"
+    deviation = covariance(encoder(images(), pooled=False)[0][0]).diagonal().mean().sqrt()
+    assert float(deviation.detach()) == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["seresnet18", "resnest14d", "res2net50_26w_4s", "resnet10t", "resnetaa50"])
+def test_relatives_of_resnet_keep_their_output(name: str) -> None:
+    encoder = encoder_of(name)
+    with torch.no_grad():
+        output = encoder.backbone(images())
+        whiten(encoder, [images()], deviation=0.1)
+        torch.testing.assert_close(encoder.backbone(images()), output, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
 def test_other_architectures_compute_what_they_did(name: str) -> None:
     backbone = create_backbone(name, "random")[0]
@@ -124,20 +162,22 @@ def test_other_architectures_compute_what_they_did(name: str) -> None:
     before = backbone(picture)
     names = whiten(encoder, [picture], deviation=0.1)
     torch.testing.assert_close(backbone(picture), before, rtol=1e-3, atol=1e-4)
-    assert not names or name.startswith("mobilenet")
+    assert not names or name.startswith(("mobilenet", "resnet"))
 
 
-def test_rescaled_maps_are_multiples_and_the_output_stays() -> None:
-    encoder = encoder_of("tf_efficientnet_lite0")
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18"])
+def test_rescaled_maps_are_multiples_and_the_output_stays(name: str) -> None:
+    encoder = encoder_of(name)
     index = range(len(encoder.stages))
     with torch.no_grad():
         output, before = encoder.backbone(images()), encoder.intermediates(images(), list(index))
         names = rescale(encoder, 10.0)
         torch.testing.assert_close(encoder.backbone(images()), output, rtol=1e-3, atol=1e-4)
         after = encoder.intermediates(images(), list(index))
-    assert names == STAGES["tf_efficientnet_lite0"][:-1]
+    assert names == STAGES.get(name, ["layer1", "layer2", "layer3", "-"])[:-1]
+    stem = ["act1"] if name == "resnet18" else []  # which layer1 adds to
     for stage in index:
-        factor = 10 if encoder.stages[stage]["module"] in names else 1
+        factor = 10 if encoder.stages[stage]["module"] in [*names, *stem] else 1
         torch.testing.assert_close(after[stage], factor * before[stage], rtol=1e-3, atol=1e-3)
 
 
