@@ -170,7 +170,8 @@ class Bench:
             return self.neighbours(self.folder(name, seed, 32), folder, settings)
         with self.fitted(name, model, seed, folder) as (engine, detector, data):
             figures = engine.test(detector, datamodule=data)[0]
-        held_out = {"held_out": f"{self.probe(name, seed, folder, settings['init_args']['layers']):.4f}"}
+        layers = settings["init_args"].get("layers") or [settings["init_args"]["layer"]]
+        held_out = {"held_out": f"{self.probe(name, seed, folder, layers):.4f}"}
         return {key: f"{value:.4f}" for key, value in figures.items() if key in FIGURES} | held_out
 
     @contextmanager
@@ -194,7 +195,7 @@ class Bench:
             pre_trained=False,
             pre_processor=PreProcessor(transform=transform),
             post_processor=Squash(),
-            evaluator=self.evaluator(name),
+            evaluator=self.evaluator(name, settings.get("maps", True)),
             visualizer=False,
             **settings["init_args"],
         )
@@ -260,10 +261,10 @@ class Bench:
         """Whether a set has masks."""
         return (self.data / name / "ground_truth").is_dir()
 
-    def evaluator(self, name: str) -> Evaluator:
-        """Return the metrics of a set."""
+    def evaluator(self, name: str, maps: bool = True) -> Evaluator:
+        """Return the metrics of a set, for models with or without maps."""
         metrics: list[Any] = [AUROC(fields=["pred_score", "gt_label"], prefix="image_")]
-        if self.masks(name):
+        if maps and self.masks(name):
             metrics += [kind(fields=["anomaly_map", "gt_mask"], prefix="pixel_") for kind in (AUROC, AUPRO)]
         return Evaluator(test_metrics=metrics)
 

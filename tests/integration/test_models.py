@@ -19,6 +19,7 @@ import pytest
 import timm
 import torch
 from anomalib.engine import Engine
+from anomalib.models import Fastflow
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback
@@ -29,6 +30,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import InputError, MsaclPretraining, Recipe
 from anomalib_msacl.hand_over import TORCHVISION, find_backbone
+from anomalib_msacl.weights import create_backbone
 from tests.conftest import phantom
 
 RESNET = {"backbone": "resnet18"}
@@ -205,6 +207,22 @@ def test_pre_training_reaches_the_right_networks_and_the_model_works(
     scores = torch.cat([batch.pred_score.flatten() for batch in predictions])
     assert len(scores) == len(data.test_data)
     assert torch.isfinite(scores).all()
+
+
+def test_fastflow_on_a_transformer_gets_all_weights_but_those_of_the_classifiers() -> None:
+    name, size = "deit_base_distilled_patch16_384", Fastflow.configure_pre_processor((384, 384))
+    model = Fastflow(backbone=name, pre_trained=False, flow_steps=1, pre_processor=size, visualizer=False)
+    found = find_backbone(model)
+    assert (found.architecture.partition(".")[0], list(found.networks)) == (name, ["model.feature_extractor"])
+    network = found.networks["model.feature_extractor"]
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    backbone = create_backbone(found.architecture, "random", found.model_args)[0]
+    for tensor in backbone.parameters():
+        torch.nn.init.uniform_(tensor)
+    found.fill(backbone)
+    source = backbone.state_dict()
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[key] if key.startswith("head") else source[key])
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
