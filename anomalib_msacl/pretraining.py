@@ -33,7 +33,7 @@ from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.selection import UNTOUCHED, KeepBest, held_out_images, normal_images
 from anomalib_msacl.views import WeakView
 from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
-from anomalib_msacl.whitening import realign, rescale, whiten
+from anomalib_msacl.whitening import realign, rescale, whiten, whitenable
 
 logger = logging.getLogger(__name__)
 
@@ -268,27 +268,35 @@ class Msacl(AnomalibModule):
             "license": self.origin.license,
             **({"input_size": [3, *size]} if size else {}),
         }
+        encoder, deviation = self._finished()
         return save_backbone(
-            self._finished().backbone,
+            encoder.backbone,
             self.architecture,
             directory,
             self._card(datamodule),
             config,
             self.encoder.layers,
             self.origin.model_args,
+            deviation,
         )
 
-    def _finished(self) -> Encoder:
-        """Return the encoder with feature maps of the deviation that the recipe asks for; a copy if that is another."""
-        recipe = self.recipe
-        deviation = recipe.deviation or recipe.whitening
+    def _finished(self) -> tuple[Encoder, float | None]:
+        """Return the encoder with feature maps of the deviation that the recipe asks for, and this deviation.
+
+        The encoder is a copy if the maps have another deviation; maps that were never whitened keep theirs.
+        """
+        recipe, layers = self.recipe, self.encoder.layers
         trained = self._trainer is not None and self.trainer.global_step > 0
-        whitened = recipe.whitening > 0 and trained and self.selection.best_step != UNTOUCHED
-        if not whitened or deviation == recipe.whitening:
-            return self.encoder
+        whitened = trained and self.selection.best_step != UNTOUCHED and whitenable(self.encoder)
+        present: float | None = recipe.whitening
+        if not (present and whitened):
+            present, layers = self.origin.deviation, list(self.origin.layers)
+        wanted = recipe.deviation or recipe.whitening or present
+        if present is None or wanted is None or wanted == present:
+            return self.encoder, present
         encoder = copy.deepcopy(self.encoder)
-        rescale(encoder, deviation / recipe.whitening)
-        return encoder
+        rescale(encoder, wanted / present, layers)
+        return encoder, wanted
 
     def backbone_chosen(self, replaced: bool) -> None:
         """Realign the deep stages, train the lesion head anew if the layers are others, then learn what is normal.

@@ -71,7 +71,8 @@ class Recipe:
             them.
         deviation: Root mean square deviation of a whitened channel in the weights that are saved. None: that of
             ``whitening``, which suits the ridge of .01 in anomalib's PaDiM, and 1 where the callback serves a model
-            that learns a network on the features.
+            that learns a network on the features. Weights of an earlier pre-training, which tell their deviation, are
+            brought to it too.
         average: Share of the trained weights in the result, the rest being those before the first step, in (0, 1].
         realign: Give the stages behind the deepest layer their weights of before the first step, and let them read the
             layer through the affine map that comes closest, on normal images, to what they read then, where the

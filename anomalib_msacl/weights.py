@@ -52,6 +52,8 @@ class Origin:
         std: Normalisation that the weights expect.
         layers: Layers that MSACL trained the weights for, empty for weights of others.
         input_size: Height and width in pixels that MSACL trained the weights at, empty for weights of others.
+        deviation: Root mean square deviation of a channel that MSACL whitened the maps down to the deepest layer to,
+            None where it did not.
         model_args: Arguments that the architecture was created with.
     """
 
@@ -61,6 +63,7 @@ class Origin:
     std: tuple[float, ...]
     layers: tuple[str, ...] = ()
     input_size: tuple[int, ...] = ()
+    deviation: float | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
 
     def mismatch(
@@ -172,6 +175,7 @@ def save_backbone(
     pretrained_cfg: Mapping[str, Any],
     layers: Sequence[str] = (),
     model_args: Mapping[str, Any] | None = None,
+    deviation: float | None = None,
 ) -> Path:
     """Save a backbone in timm's folder format; the folder appears whole or not at all.
 
@@ -183,6 +187,7 @@ def save_backbone(
         pretrained_cfg: What describes the new weights: mean, std, input_size, tag, license ...
         layers: Layers that the weights were trained for.
         model_args: Arguments that the architecture was created with.
+        deviation: That of the channels of whitened feature maps, None where they are not whitened.
 
     Returns:
         The folder.
@@ -193,7 +198,7 @@ def save_backbone(
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
         new = Path(temporary) / "weights"
         timm.models.save_for_hf(model, str(new), model_args=dict(model_args or {}), safe_serialization=True)
-        _describe(new / "config.json", pretrained_cfg, layers)
+        _describe(new / "config.json", pretrained_cfg, {"layers": list(layers), "deviation": deviation})
         (new / "README.md").write_text(card, encoding="utf-8")
         if directory.exists():
             directory.rename(Path(temporary) / "old")
@@ -233,14 +238,14 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return value.hexdigest()
 
 
-def _describe(path: Path, pretrained_cfg: Mapping[str, Any], layers: Sequence[str]) -> None:
+def _describe(path: Path, pretrained_cfg: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Let a configuration speak of the new weights: timm copies tag, paper and address of the old ones."""
     config = json.loads(path.read_text(encoding="utf-8"))
     old = config.get("pretrained_cfg", {})
     foreign = {"url", "hf_hub_id", "hf_hub_filename", "file", "paper_ids", "paper_name", "origin_url", "source", "tag"}
     kept = {key: value for key, value in old.items() if key not in foreign}
     config["pretrained_cfg"] = {**kept, **pretrained_cfg}  # timm refuses keys of ours in here
-    config["msacl"] = {"layers": list(layers)}
+    config["msacl"] = dict(own)
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
@@ -348,7 +353,8 @@ def _load_path(
         _load(model, _read(path / "model.safetensors"), str(path))
         saved, own = config.get("pretrained_cfg", {}), config.get("msacl")
         mean, std = tuple(saved.get("mean") or mean), tuple(saved.get("std") or std)
-        made_for = (tuple(own["layers"]), tuple(saved.get("input_size", ())[1:])) if own else ()
+        size = tuple(saved.get("input_size", ())[1:])
+        made_for = (tuple(own["layers"]), size, own.get("deviation")) if own else ()
         return Origin(f"folder: {path.name}", saved.get("license"), mean, std, *made_for)
     _load(model, _read(path), str(path))
     return Origin(f"file: {path.name}", None, mean, std)

@@ -13,7 +13,7 @@ channel pass; these channels get equal deviations, which is whitening without it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -48,6 +48,11 @@ class Stream(NamedTuple):
         return whitening_map(covariance if self.linear else covariance.diagonal().diag(), deviation)
 
 
+def whitenable(encoder: Encoder) -> list[str]:
+    """Return the names of the stages that :func:`whiten` whitens."""
+    return [encoder.stages[index]["module"] for index in _streams(encoder)]
+
+
 def whiten(encoder: Encoder, batches: Iterable[Tensor], deviation: float) -> list[str]:
     """Whiten the feature maps of a backbone where its architecture allows it.
 
@@ -70,17 +75,18 @@ def whiten(encoder: Encoder, batches: Iterable[Tensor], deviation: float) -> lis
     return [encoder.stages[index]["module"] for index in found]
 
 
-def rescale(encoder: Encoder, factor: float) -> list[str]:
+def rescale(encoder: Encoder, factor: float, layers: Sequence[str] | None = None) -> list[str]:
     """Multiply the feature maps that :func:`whiten` whitens by a factor.
 
     Args:
         encoder: Its backbone is changed in place; the output of its head stays.
         factor: Above 0.
+        layers: The layers that the maps were whitened for; those of the encoder if None.
 
     Returns:
         Names of the stages that were rescaled.
     """
-    found = _streams(encoder)
+    found = _streams(encoder, layers)
     for stream in found.values():
         channels = stream.writers[0][1].num_features
         fold(stream, factor * torch.eye(channels, dtype=torch.float64))
@@ -156,12 +162,13 @@ def _copy_behind(backbone: nn.Module, before: nn.Module, stage: str) -> None:
     backbone.load_state_dict(tensors, strict=False)
 
 
-def _streams(encoder: Encoder) -> dict[int, Stream]:
+def _streams(encoder: Encoder, layers: Sequence[str] | None = None) -> dict[int, Stream]:
     """Return the weights around the feature map of each stage that can be whitened, down to the deepest layer.
 
     Pooled features of deeper stages tell images apart better as they are (docs/experiments.md).
     """
-    stages = encoder.stages[: max(encoder.index) + 1]
+    names = [stage["module"] for stage in encoder.stages]
+    stages = encoder.stages[: 1 + max(names.index(layer) for layer in layers or encoder.layers)]
     streams = {index: stream_of(encoder.backbone, stage["module"]) for index, stage in enumerate(stages)}
     return {index: stream for index, stream in streams.items() if stream is not None}
 

@@ -36,12 +36,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "Patchflow": {},
     "Dfm": {"layer": "blocks.4"},
     "Dfkde": {"layers": ["blocks.6"]},
+    "MHPatchcore": {"layers": ["blocks.2", "blocks.4"]},
 }
 # Else OpenVINO computes in bf16 on some processors.
 PRECISION = {"INFERENCE_PRECISION_HINT": "f32"}
 EPOCHS = {"Patchflow": 4}
 # anomalib 2.7 exports these with a batch of two, which its own inferencer cannot fill; a batch of one is asked for.
-ONE_IMAGE = {"Dfm", "Dfkde"}
+ONE_IMAGE = {"Dfm", "Dfkde", "MHPatchcore"}
 ONE_IMAGE_AXES = "{dynamic_axes: {input: {2: height, 3: width}}}"
 # anomalib 2.7 builds these for the default input size when it loads their checkpoint, whatever they were trained with.
 SIZED = {"Patchflow"}

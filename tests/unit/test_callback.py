@@ -222,6 +222,32 @@ def test_whitened_maps_suit_what_the_model_does_with_them(
     torch.testing.assert_close(found[2], 3 * found[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet"])
+def test_weights_that_were_pre_trained_once_suit_every_model(
+    backbone: str, callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    """Whitened weights say so: what learns a network on them gets a unit deviation, and banks the small one again."""
+    layers = {"test_efficientnet": ["blocks.1", "blocks.2"], "test_resnet": ["layer2", "layer3"]}[backbone]
+    arguments: dict[str, Any] = {"backbone": backbone, "layers": layers}
+    processor = make_patchcore().pre_processor
+    flow = {**arguments, "pre_trained": False, "pre_processor": processor, "visualizer": False}
+    recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
+    images, found, weights, deviations = torch.rand(4, 3, 64, 64), [], "random", []
+    for kind in (make_patchcore, make_patchcore, Cflow, make_patchcore):
+        model = kind(**(flow if kind is Cflow else arguments))
+        made = callback(weights=weights, recipe=recipe)
+        fit(model, made, make_engine, phantom_root)
+        weights, recipe = str(made.directory), Recipe(max_steps=0)
+        deviations.append(create_backbone(backbone, weights)[1].deviation)
+        with torch.no_grad():
+            found.append(network(model).eval()(images))
+    assert deviations == [0.1, 0.1, 1, 0.1]
+    for first, same, unit, back in zip(*found, strict=True):
+        assert torch.equal(first, same)
+        torch.testing.assert_close(unit, 10 * first, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(back, first, rtol=1e-3, atol=1e-4)
+
+
 def test_an_untouched_backbone_keeps_its_scale(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
