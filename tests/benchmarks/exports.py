@@ -48,7 +48,9 @@ ONE_IMAGE_AXES = "{dynamic_axes: {input: {2: height, 3: width}}}"
 SIZED = {"Patchflow"}
 # By NNCF itself, as docs/deployment.md says: what anomalib's PTQ loses by is left out.
 BY_NNCF = "int8_ptq, by nncf"
-FORMATS = ("torch", "onnx", "fp32", "fp16", "int8", "int8_ptq", "int8_acq", BY_NNCF)
+# Weights but those of convolutions, whose errors add up from layer to layer.
+WEIGHTS_BY_NNCF = "int8, by nncf"
+FORMATS = ("torch", "onnx", "fp32", "fp16", "int8", "int8_ptq", "int8_acq", BY_NNCF, WEIGHTS_BY_NNCF)
 COMPARED = 32
 SIZE = (128, 128)
 
@@ -176,6 +178,19 @@ def quantize_backbone(root: Path, model: str) -> None:
     openvino.save_model(quantized, target, compress_to_fp16=False)
 
 
+def compress_banks(root: Path, model: str) -> None:
+    """Compress the weights of the FP16 export to 8 bits, but not those of convolutions."""
+    import nncf
+    import openvino
+
+    scope = nncf.IgnoredScope(types=["Convolution", "GroupConvolution"], validate=False)
+    network = openvino.Core().read_model(exported(root, model, "fp16"))
+    compressed = nncf.compress_weights(network, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=scope)
+    target = root / "exports" / model / WEIGHTS_BY_NNCF / "model.xml"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    openvino.save_model(compressed, target)
+
+
 def export_all(root: Path, model: str, kinds: list[str]) -> None:
     """Export what is missing from the checkpoint; runs where the package cannot be imported."""
     import anomalib.models
@@ -200,6 +215,8 @@ def export_all(root: Path, model: str, kinds: list[str]) -> None:
         try:
             if kind == BY_NNCF:
                 quantize_backbone(root, model)
+            elif kind == WEIGHTS_BY_NNCF:
+                compress_banks(root, model)
             else:
                 AnomalibCLI(export_arguments(model, kind, root))
         except Exception as error:  # a row of the table, not the end of the run

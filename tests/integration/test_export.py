@@ -216,8 +216,10 @@ def test_deployment_page_works_as_written(checkpoints: Path, phantom_root: Path,
     with torch.inference_mode():
         expected = [network(read_image(path, as_tensor=True)[None]).pred_score.item() for path in paths]
     exact, quantized = "exported/weights/openvino/model.xml", "quantized/model.xml"
+    compressed = "compressed/model.xml"
     run([sys.executable, "quantize.py", exact, str(images), quantized], tmp_path, environment)
-    for file, tolerance in ((exact, 2e-3), (quantized, 0.3)):
+    run([sys.executable, "compress.py", exact, compressed], tmp_path, environment)
+    for file, tolerance in ((exact, 2e-3), (quantized, 0.3), (compressed, 0.05)):
         out = tmp_path / f"seen-{Path(file).parts[0]}"
         lines = run([sys.executable, "screen.py", file, str(images), str(out)], tmp_path, environment).splitlines()
         rows = [line.split("\t") for line in lines if line.count("\t") == 2]
