@@ -145,6 +145,7 @@ class MsaclPretraining(Callback):
             "images": sorted(digests.values()),
             "initial": digest(msacl.encoder.backbone.state_dict()),
             "layers": msacl.encoder.layers,
+            "made_for": list(msacl.made_for),
             "model_args": dict(msacl.origin.model_args),
             "normalisation": [list(msacl.mean), list(msacl.std)],
             "transforms": [repr(getattr(msacl.pre_processor, "transform", None)), repr(datamodule.train_augmentations)],

@@ -33,7 +33,7 @@ from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.selection import UNTOUCHED, KeepBest, held_out_images, normal_images
 from anomalib_msacl.views import WeakView
 from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
-from anomalib_msacl.whitening import realign, rescale, whiten, whitenable
+from anomalib_msacl.whitening import realign, rescale, whiten
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,15 @@ class Msacl(AnomalibModule):
         self.view = _build(WeakView, "recipe.view", self.recipe.view)
         self.selection = KeepBest(self.recipe)
         self._check_sizes()
+        unknown = set(self.origin.layers) - {stage["module"] for stage in encoder.stages}
+        if unknown:
+            raise InputError(
+                f"the weights {self.origin.description} say that they were made for the layer {min(unknown)!r}, which "
+                f"{self.architecture} does not have; mend the entry msacl of their config.json, or remove it."
+            )
+        # Layers that the present weights were made for, and the deviation of whitened maps down to the deepest of them.
+        self.made_for = (list(self.origin.layers) or encoder.layers, self.origin.deviation)
+        self._made_for_at_first = self.made_for
         mismatch = self.origin.mismatch(encoder.layers, self.mean, self.std, self.input_size)
         if mismatch:
             logger.warning("MSACL: %s", mismatch)
@@ -210,8 +219,10 @@ class Msacl(AnomalibModule):
         """Whiten, then compute the centres before the first step, once; a checkpoint brings both along."""
         if self.trainer.global_step:  # a resumed run does not repeat the draws of the first
             torch.manual_seed(self.recipe.seed + self.trainer.global_step)
-        elif self.recipe.whitening:
-            self._whiten()
+        else:
+            self.made_for = (self.encoder.layers, None)
+            if self.recipe.whitening:
+                self._whiten()
         needed = self.recipe.centring > 0 or self.recipe.contrastive > 0
         if needed and not self.model.centring.ready:
             self._fix_centres()
@@ -268,35 +279,30 @@ class Msacl(AnomalibModule):
             "license": self.origin.license,
             **({"input_size": [3, *size]} if size else {}),
         }
-        encoder, deviation = self._finished()
+        encoder, layers, deviation = self._finished()
         return save_backbone(
             encoder.backbone,
             self.architecture,
             directory,
-            self._card(datamodule),
+            self._card(datamodule, layers, deviation),
             config,
-            self.encoder.layers,
+            layers,
             self.origin.model_args,
             deviation,
         )
 
-    def _finished(self) -> tuple[Encoder, float | None]:
-        """Return the encoder with feature maps of the deviation that the recipe asks for, and this deviation.
+    def _finished(self) -> tuple[Encoder, list[str], float | None]:
+        """Return the encoder with whitened maps of the deviation that is asked for, the layers it is made for, and it.
 
-        The encoder is a copy if the maps have another deviation; maps that were never whitened keep theirs.
+        The encoder is a copy if its maps have another deviation. Maps that were never whitened keep theirs, None.
         """
-        recipe, layers = self.recipe, self.encoder.layers
-        trained = self._trainer is not None and self.trainer.global_step > 0
-        whitened = trained and self.selection.best_step != UNTOUCHED and whitenable(self.encoder)
-        present: float | None = recipe.whitening
-        if not (present and whitened):
-            present, layers = self.origin.deviation, list(self.origin.layers)
-        wanted = recipe.deviation or recipe.whitening or present
+        layers, present = self.made_for
+        wanted = self.recipe.deviation or self.recipe.whitening or present
         if present is None or wanted is None or wanted == present:
-            return self.encoder, present
+            return self.encoder, layers, present
         encoder = copy.deepcopy(self.encoder)
         rescale(encoder, wanted / present, layers)
-        return encoder, wanted
+        return encoder, layers, wanted
 
     def backbone_chosen(self, replaced: bool) -> None:
         """Realign the deep stages, train the lesion head anew if the layers are others, then learn what is normal.
@@ -304,6 +310,9 @@ class Msacl(AnomalibModule):
         Args:
             replaced: Whether the backbone is not that of the last step.
         """
+        untouched = UNTOUCHED if self.made_for[1] else 0
+        if self.selection.best_step == untouched:
+            self.made_for = self._made_for_at_first
         self._realign()
         if not self.train_lesion_head:
             return
@@ -342,6 +351,13 @@ class Msacl(AnomalibModule):
             "backbone_args": dict(self.origin.model_args),
         }
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **plain}
+        checkpoint["made_for"] = self.made_for
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what is known of the weights; older checkpoints say nothing."""
+        super().on_load_checkpoint(checkpoint)
+        layers, deviation = checkpoint.get("made_for", (self.encoder.layers, None))
+        self.made_for = (list(layers), deviation)
 
     def _synthesise(self, images: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return images, masks, classes and owners: every view of every image once with 0, 1, 2 ... lesions."""
@@ -357,6 +373,7 @@ class Msacl(AnomalibModule):
         names = whiten(self.encoder, self._training_images(_WHITENING_IMAGES), self.recipe.whitening)
         if names:
             logger.info("MSACL: the feature maps of %s are whitened on normal images.", ", ".join(names))
+            self.made_for = (self.encoder.layers, self.recipe.whitening)
             self.selection.whitened(self.trainer, self)
         else:
             logger.info(
@@ -450,8 +467,8 @@ class Msacl(AnomalibModule):
         """Return the folder that the weights go to."""
         return Path(self.weights_dir or Path(self.trainer.default_root_dir) / "weights" / "timm")
 
-    def _card(self, datamodule: Any) -> str:
-        """Return the model card of the weights."""
+    def _card(self, datamodule: Any, layers: list[str], deviation: float | None) -> str:
+        """Return the model card of weights that were made for some layers, with whitened maps of this deviation."""
         steps = self.trainer.global_step if self._trainer else 0
         data = getattr(datamodule, "train_data", None)
         scores = "\n".join(
@@ -467,12 +484,15 @@ class Msacl(AnomalibModule):
             origin=self.origin.description,
             data=getattr(datamodule, "name", "unknown"),
             images="unknown" if data is None else len(data),
-            layers=", ".join(self.encoder.layers),
+            layers=", ".join(layers),
+            deviation="not whitened" if deviation is None else f"whitened, channels of deviation {deviation:g}",
             size=" x ".join(map(str, self.input_size or ())) or "unknown",
             mean=list(self.mean),
             std=list(self.std),
             steps=steps,
-            verdict=self.selection.verdict() if steps else "No step was made: these are the initial weights.",
+            verdict=self.selection.verdict()
+            if steps
+            else "No step was made: these are the initial weights, but for the scale of whitened maps.",
             table=table,
             recipe=json.dumps(self.recipe.plain(), indent=2),
             versions=versions,
@@ -489,7 +509,7 @@ tags: [anomaly-detection, self-supervised, msacl]
 - initial weights: {origin}
 - data: {data}, {images} normal training images
 - input: {size} pixels, mean {mean}, std {std}
-- layers of the dense term: {layers}
+- layers: {layers}; feature maps down to the deepest: {deviation}
 - steps made: {steps}; seed and settings: in the recipe below
 - versions: {versions}
 

@@ -47,7 +47,7 @@ class Recipe:
         centre_images: Training images that the fixed centres are computed from, at most.
         projection: Dimension of ``f_theta``.
         max_steps: Optimiser steps, unless the trainer of :class:`Msacl` names its own. With the callback 0 hands the
-            initial weights over as they are.
+            initial weights over as they are, but for the scale of whitened maps (``deviation``).
         batch_size: Images of a batch, each seen once per class and view. The callback's; :class:`Msacl` takes the
             datamodule's ``train_batch_size``.
         accumulate: Batches whose gradients make one step: less noise for the same memory. anomalib's engine takes it
@@ -58,7 +58,7 @@ class Recipe:
         warmup: Part of the steps with a rising learning rate.
         weight_decay: Weight decay.
         gradient_clip: Largest norm of the gradient, unless the trainer sets its own.
-        frozen_stride: Stages of a convolutional backbone up to this output stride keep their weights; 0 trains all.
+        frozen_stride: Stages of a convolutional backbone up to this output stride are not trained; 0 trains all.
         train_batch_norm: Update BatchNorm statistics, which would then describe images with lesions too.
         evaluations: How often a candidate is compared on held-out normal images; 0 keeps the last step.
         held_out: Part of the training images that the callback holds out for that, in (0, .5]; :class:`Msacl` takes
@@ -67,12 +67,12 @@ class Recipe:
         seed: Seed of the pre-training.
         whitening: Whiten the feature maps on normal images before the first step, to channels of this root mean square
             deviation, down to the deepest layer, where the architecture allows it (:mod:`anomalib_msacl.whitening`):
-            EfficientNet and MobileNet; the channels of a ResNet are brought to that deviation one by one. 0 leaves
-            them.
+            EfficientNet and MobileNet; the channels of a ResNet are brought near that deviation one by one. 0
+            leaves them.
         deviation: Root mean square deviation of a whitened channel in the weights that are saved. None: that of
             ``whitening``, which suits the ridge of .01 in anomalib's PaDiM, and 1 where the callback serves a model
-            that learns a network on the features. Weights of an earlier pre-training, which tell their deviation, are
-            brought to it too.
+            that learns a network on the features. A folder of an earlier pre-training tells its deviation and
+            is brought to this one too.
         average: Share of the trained weights in the result, the rest being those before the first step, in (0, 1].
         realign: Give the stages behind the deepest layer their weights of before the first step, and let them read the
             layer through the affine map that comes closest, on normal images, to what they read then, where the

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import pickle
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import safetensors
@@ -353,11 +354,25 @@ def _load_path(
         _load(model, _read(path / "model.safetensors"), str(path))
         saved, own = config.get("pretrained_cfg", {}), config.get("msacl")
         mean, std = tuple(saved.get("mean") or mean), tuple(saved.get("std") or std)
-        size = tuple(saved.get("input_size", ())[1:])
-        made_for = (tuple(own["layers"]), size, own.get("deviation")) if own else ()
+        made_for = _made_for(own, saved, path) if own else ()
         return Origin(f"folder: {path.name}", saved.get("license"), mean, std, *made_for)
     _load(model, _read(path), str(path))
     return Origin(f"file: {path.name}", None, mean, std)
+
+
+def _made_for(
+    own: Mapping[str, Any], saved: Mapping[str, Any], path: Path
+) -> tuple[tuple[str, ...], tuple[int, ...], float | None]:
+    """Return layers, image size and deviation from the configuration of a folder, which others may have written."""
+    layers, deviation = own.get("layers"), own.get("deviation")
+    names = isinstance(layers, list) and all(isinstance(name, str) for name in layers)
+    number = isinstance(deviation, int | float) and not isinstance(deviation, bool)
+    if not names or not (deviation is None or (number and 0 < cast("float", deviation) < math.inf)):
+        raise InputError(
+            f"weights {path}: in config.json msacl.layers is {layers!r} and msacl.deviation {deviation!r}, but must be "
+            "names and a number above 0, or null; mend the entry msacl, or remove it."
+        )
+    return tuple(cast("list[str]", layers)), tuple((saved.get("input_size") or ())[1:]), deviation
 
 
 def _read(path: Path) -> StateDict:

@@ -48,16 +48,12 @@ class Stream(NamedTuple):
         return whitening_map(covariance if self.linear else covariance.diagonal().diag(), deviation)
 
 
-def whitenable(encoder: Encoder) -> list[str]:
-    """Return the names of the stages that :func:`whiten` whitens."""
-    return [encoder.stages[index]["module"] for index in _streams(encoder)]
-
-
 def whiten(encoder: Encoder, batches: Iterable[Tensor], deviation: float) -> list[str]:
     """Whiten the feature maps of a backbone where its architecture allows it.
 
     Args:
-        encoder: Its backbone is changed in place; the output of stages behind the deepest layer and of the head stays.
+        encoder: Its backbone is changed in place; the output of stages behind the deepest layer stays, and so does that
+            of the head, unless it pools the deepest layer itself, as with layer4 of a ResNet.
         batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``.
         deviation: Root mean square deviation of a channel over normal patches afterwards.
 
@@ -79,7 +75,7 @@ def rescale(encoder: Encoder, factor: float, layers: Sequence[str] | None = None
     """Multiply the feature maps that :func:`whiten` whitens by a factor.
 
     Args:
-        encoder: Its backbone is changed in place; the output of its head stays.
+        encoder: Its backbone is changed in place, and stays what it is elsewhere as in :func:`whiten`.
         factor: Above 0.
         layers: The layers that the maps were whitened for; those of the encoder if None.
 
@@ -269,6 +265,8 @@ def _resnet_stream(backbone: ResNet, stage: str) -> Stream | None:
     readers = [block.conv1 for block in (*others, *following)] + [block.downsample[-2] for block in following]
     if first.downsample is not None:
         writers.append((first.downsample[-2], first.downsample[-1]))
+    elif stage != names[0]:  # the sum began in the stage before
+        return None
     else:  # as in layer1 of resnet18, whose blocks add to what the stem has written
         writers.append((backbone.conv1, backbone.bn1))
         between += [backbone.act1, backbone.maxpool]

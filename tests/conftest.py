@@ -20,7 +20,7 @@ from anomalib_msacl.data import Phantom
 torch.set_num_threads(1)
 
 TINY: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "accumulate": 1, "evaluations": 2}
-TINY |= {"evaluation_images": 8, "centre_images": 8}
+TINY |= {"evaluation_images": 8, "centre_images": 8, "whitening": 0.0}
 
 
 @pytest.fixture(scope="session")

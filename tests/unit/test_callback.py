@@ -248,6 +248,49 @@ def test_weights_that_were_pre_trained_once_suit_every_model(
         torch.testing.assert_close(back, first, rtol=1e-3, atol=1e-4)
 
 
+def test_maps_that_were_never_whitened_keep_their_scale_on_the_way_through_other_models(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    """A folder goes on telling the layers that it was made for, not those of the last model that took it."""
+    images, found, weights = torch.rand(4, 3, 64, 64), [], "random"
+    recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
+    processor = make_patchcore().pre_processor
+    for layers, kind in (
+        (["blocks.1", "blocks.2"], make_patchcore),
+        (["blocks.2", "blocks.3"], Cflow),
+        (["blocks.2", "blocks.3"], make_patchcore),
+    ):
+        options: dict[str, Any] = {"backbone": "test_efficientnet", "layers": layers}
+        if kind is Cflow:
+            options |= {"pre_trained": False, "pre_processor": processor, "visualizer": False}
+        made = callback(weights=weights, recipe=recipe)
+        fit(kind(**options), made, make_engine, phantom_root)
+        weights, recipe = str(made.directory), Recipe(max_steps=0)
+        backbone, origin = create_backbone("test_efficientnet", weights)
+        assert origin.layers == ("blocks.1", "blocks.2")
+        with torch.no_grad():
+            found.append(backbone.eval().forward_intermediates(images, intermediates_only=True))
+    for index, (first, unit, back) in enumerate(zip(*found, strict=True)):
+        torch.testing.assert_close(back, first, rtol=1e-3, atol=1e-4)
+        if index > 2:
+            torch.testing.assert_close(unit, first, rtol=1e-3, atol=1e-4)
+
+
+def test_the_same_tensors_with_another_story_are_not_reused(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    """A file does not tell that its maps are whitened; the folder that it lies in does."""
+    arguments: dict[str, Any] = {"backbone": "test_efficientnet", "layers": ["blocks.1", "blocks.2"]}
+    once = callback(weights="random", recipe=Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4))
+    fit(make_patchcore(**arguments), once, make_engine, phantom_root)
+    recipe, deviations = Recipe(max_steps=0, deviation=1.0), []
+    for weights in (once.directory / "model.safetensors", once.directory):
+        made = callback(weights=str(weights), recipe=recipe)
+        fit(make_patchcore(**arguments), made, make_engine, phantom_root)
+        deviations.append(create_backbone("test_efficientnet", str(made.directory))[1].deviation)
+    assert deviations == [None, 1]
+
+
 def test_an_untouched_backbone_keeps_its_scale(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

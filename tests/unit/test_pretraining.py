@@ -148,7 +148,7 @@ def test_the_checkpoint_holds_the_chosen_weights_and_needs_no_files(
 
 
 def test_frozen_stages_and_batch_norm_statistics_stay(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:
-    msacl = make_msacl(Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4))
+    msacl = make_msacl(Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4, whitening=0))
     before = state(msacl)
     train(msacl, make_engine(max_steps=2), phantom_root)
     changed = {name for name, tensor in state(msacl).items() if not torch.equal(tensor, before[name])}
@@ -201,7 +201,7 @@ def test_gradients_of_so_many_batches_make_one_step(
 def test_the_centres_come_from_the_untouched_encoder_and_stay(
     make_msacl: Make, make_engine: Make, phantom_root: Path
 ) -> None:
-    msacl = make_msacl(Recipe(max_steps=3, batch_size=4, evaluations=0, centre_images=16))
+    msacl = make_msacl(Recipe(max_steps=3, batch_size=4, evaluations=0, centre_images=16, whitening=0))
     seen = {}
     original = msacl.model.centring.fix
 
@@ -360,7 +360,8 @@ def test_stopped_early_the_best_step_is_saved_all_the_same(
     monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
 ) -> None:
     shown = script(monkeypatch, [0.9, 0.5, 0.5])
-    msacl = make_msacl(Recipe(max_steps=40, batch_size=4, evaluations=2, evaluation_images=8, centre_images=4))
+    settings = {"max_steps": 40, "batch_size": 4, "evaluations": 2, "evaluation_images": 8, "whitening": 0}
+    msacl = make_msacl(Recipe(**settings, centre_images=4))
     train(msacl, make_engine(callbacks=[Stop()]), phantom_root)
     saved = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True).state_dict()
     assert len(shown) == 2

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from anomalib_msacl import InputError
+from anomalib_msacl import InputError, Msacl
 from anomalib_msacl.hand_over import hand_over
 from anomalib_msacl.weights import FILES, architecture_of, create_backbone, digest, push_backbone, save_backbone
 
@@ -400,3 +402,32 @@ def test_a_hub_that_refuses_is_one_sentence(folder: tuple[nn.Module, Path], hub:
         push_backbone(folder[1], "file/x")
     with pytest.raises(InputError, match="is not a weights folder"):
         push_backbone(folder[1].parent, "team/heads")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"layers": ["layer2"], "deviation": "0.1"},
+        {"layers": ["layer2"], "deviation": 0},
+        {"layers": ["layer2"], "deviation": -0.1},
+        {"layers": ["layer2"], "deviation": math.nan},
+        {"layers": ["layer2"], "deviation": True},
+        {"layers": "layer2", "deviation": 0.1},
+        {"deviation": 0.1},
+    ],
+)
+def test_an_entry_of_msacl_that_makes_no_sense_is_told(entry: dict[str, Any], tmp_path: Path) -> None:
+    model = create_backbone("test_resnet", "random")[0]
+    folder = save_backbone(model, "test_resnet", tmp_path / "weights", "", {}, ["layer2"], deviation=0.1)
+    assert create_backbone("test_resnet", str(folder))[1].deviation == 0.1
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "msacl": entry}))
+    with pytest.raises(InputError, match=r"msacl.layers is .* and msacl.deviation .* mend the entry msacl"):
+        create_backbone("test_resnet", str(folder))
+
+
+def test_layers_that_the_architecture_does_not_have_are_told_before_the_training(tmp_path: Path) -> None:
+    model = create_backbone("test_resnet", "random")[0]
+    folder = save_backbone(model, "test_resnet", tmp_path / "weights", "", {}, ["layer9"], deviation=0.1)
+    with pytest.raises(InputError, match=r"made for the layer 'layer9', which test_resnet does not have"):
+        Msacl("test_resnet", str(folder))

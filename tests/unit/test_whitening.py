@@ -22,9 +22,17 @@ STAGES = {
 
 def encoder_of(name: str) -> Encoder:
     torch.manual_seed(0)
-    backbone = create_backbone(name, "random")[0]
-    backbone.train()(images(16))  # statistics of BatchNorm other than 0 and 1
-    return Encoder(backbone).eval()
+    return Encoder(lively(create_backbone(name, "random")[0])).eval()
+
+
+def lively(backbone: nn.Module) -> nn.Module:
+    """Random scales and shifts, for timm begins with blocks that add nothing, and statistics other than 0 and 1."""
+    for norm in backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, 0, 0.2)
+    backbone.train()(images(16))
+    return backbone
 
 
 def images(batch: int = 16) -> torch.Tensor:
@@ -145,13 +153,35 @@ def test_the_last_stage_of_a_resnet_is_scaled_where_it_is_a_layer() -> None:
     assert float(deviation.detach()) == pytest.approx(1, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["seresnet18", "resnest14d", "res2net50_26w_4s", "resnet10t", "resnetaa50"])
-def test_relatives_of_resnet_keep_their_output(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("resnet10t", ["layer1", "layer2", "layer3"]),
+        ("resnext50_32x4d", ["layer1", "layer2", "layer3"]),
+        ("resnetaa50", ["layer1", "layer2", "layer3"]),
+        ("seresnet18", []),
+        ("resnest14d", []),
+        ("res2net50_26w_4s", []),
+    ],
+)
+def test_relatives_of_resnet_keep_their_output(name: str, stages: list[str]) -> None:
     encoder = encoder_of(name)
     with torch.no_grad():
         output = encoder.backbone(images())
-        whiten(encoder, [images()], deviation=0.1)
-        torch.testing.assert_close(encoder.backbone(images()), output, rtol=1e-3, atol=1e-4)
+        assert whiten(encoder, [images()], deviation=0.1) == stages
+        torch.testing.assert_close(encoder.backbone(images()), output, rtol=1e-3, atol=1e-3)
+
+
+def test_a_stage_that_goes_on_with_the_sum_of_the_stage_before_is_left() -> None:
+    backbone = create_backbone("resnet18", "random", {"output_stride": 8, "channels": [64, 64, 64, 128]})[0]
+    encoder = Encoder(lively(backbone), ["layer3"]).eval()
+    index = list(range(5))
+    with torch.no_grad():
+        before = encoder.intermediates(images(), index)
+        assert whiten(encoder, [images()], deviation=0.1) == ["layer1"]
+        after = encoder.intermediates(images(), index)
+    for stage in (2, 3, 4):
+        torch.testing.assert_close(after[stage], before[stage], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
@@ -178,7 +208,7 @@ def test_rescaled_maps_are_multiples_and_the_output_stays(name: str) -> None:
     stem = ["act1"] if name == "resnet18" else []  # which layer1 adds to
     for stage in index:
         factor = 10 if encoder.stages[stage]["module"] in [*names, *stem] else 1
-        torch.testing.assert_close(after[stage], factor * before[stage], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(after[stage], factor * before[stage], rtol=1e-3, atol=1e-2)
 
 
 def test_a_stage_whose_shortcut_is_missing_is_left() -> None:
