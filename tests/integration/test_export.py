@@ -35,8 +35,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "Dfkde": {"layers": ["layer4"], "n_pca_components": 8},
 }
 # Largest difference to torch, of scores and maps before they are normalised, relative to the largest of them.
-# Distances to a bank are differences of products, whose last digits depend on the processor (1.1e-4 was seen). Rounded
-# weights of a network of random ones move them far (.11 and .54 were seen); docs/deployment.md has figures of real ones.
+# Distances to a bank are differences of products, whose last digits depend on the processor (1.1e-4 was seen). Rounding
+# random weights moves them far (.11 and .54 were seen); docs/deployment.md has figures of real ones.
 TOLERANCES = {"torch": 1e-6, "onnx": 3e-4, "fp32": 3e-4, "fp16": 0.2, "int8": 0.7}
 
 # Runs without this package: `anomalib export`, then every export and torch on the same images.
