@@ -36,8 +36,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 # Largest difference to torch, of scores and maps before they are normalised, relative to the largest of them.
 # Distances to a bank are differences of products, whose last digits depend on the processor (1.1e-4 was seen). Rounding
-# random weights moves them far (.11 and .54 were seen); docs/deployment.md has figures of real ones.
-TOLERANCES = {"torch": 1e-6, "onnx": 3e-4, "fp32": 3e-4, "fp16": 0.2, "int8": 0.7}
+# random weights moves them far (FP16: .11 was seen); docs/deployment.md has figures of real ones.
+TOLERANCES = {"torch": 1e-6, "onnx": 3e-4, "fp32": 3e-4, "fp16": 0.2, "int8": 0.5}
 
 # Runs without this package: `anomalib export`, then every export and torch on the same images.
 ELSEWHERE = """
@@ -231,6 +231,7 @@ def test_deployment_page_works_as_written(checkpoints: Path, phantom_root: Path,
             torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=2e-3)
         else:  # networks of random weights lose much to 8 bits, but not the order
             assert torch.corrcoef(torch.stack([scores, torch.tensor(expected)]))[0, 1] > 0.8
+            torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=0.3)
         for _, score, label in rows:
             if abs(float(score) - 0.5) > 1e-3:
                 assert label == ("abnormal" if float(score) > 0.5 else "normal")
