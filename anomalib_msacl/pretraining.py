@@ -271,25 +271,22 @@ class Msacl(AnomalibModule):
         Returns:
             The folder.
         """
-        size = list(self.input_size or ())
-        config = {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "tag": "msacl",
-            "license": self.origin.license,
-            **({"input_size": [3, *size]} if size else {}),
-        }
         encoder, layers, deviation = self._finished()
         return save_backbone(
             encoder.backbone,
             self.architecture,
             directory,
             self._card(datamodule, layers, deviation),
-            config,
+            {**self._describe(), "tag": "msacl"},
             layers,
             self.origin.model_args,
             deviation,
         )
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what timm's configuration says of weights: normalisation, input size and licence."""
+        size = {"input_size": [3, *self.input_size]} if self.input_size else {}
+        return {"mean": list(self.mean), "std": list(self.std), "license": self.origin.license, **size}
 
     def _finished(self) -> tuple[Encoder, list[str], float | None]:
         """Return the encoder with whitened maps of the deviation that is asked for, the layers it is made for, and it.
@@ -351,13 +348,14 @@ class Msacl(AnomalibModule):
             "backbone_args": dict(self.origin.model_args),
         }
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **plain}
-        checkpoint["made_for"] = self.made_for
+        layers, deviation = self.made_for
+        checkpoint["msacl"] = {**self._describe(), "layers": list(layers), "deviation": deviation}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what is known of the weights; older checkpoints say nothing."""
+        """Restore what is known of the weights."""
         super().on_load_checkpoint(checkpoint)
-        layers, deviation = checkpoint.get("made_for", (self.encoder.layers, None))
-        self.made_for = (list(layers), deviation)
+        known = checkpoint.get("msacl", {"layers": self.encoder.layers, "deviation": None})
+        self.made_for = (list(known["layers"]), known["deviation"])
 
     def _synthesise(self, images: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return images, masks, classes and owners: every view of every image once with 0, 1, 2 ... lesions."""

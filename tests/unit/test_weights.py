@@ -422,8 +422,11 @@ def test_an_entry_of_msacl_that_makes_no_sense_is_told(entry: dict[str, Any], tm
     assert create_backbone("test_resnet", str(folder))[1].deviation == 0.1
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "msacl": entry}))
-    with pytest.raises(InputError, match=r"msacl.layers is .* and msacl.deviation .* mend the entry msacl"):
+    with pytest.raises(InputError, match=r"entry msacl of config.json has layers .* and deviation .* mend it"):
         create_backbone("test_resnet", str(folder))
+    torch.save({"state_dict": model.state_dict(), "msacl": entry}, tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match=r"entry msacl has layers .* and deviation .* mend it"):
+        create_backbone("test_resnet", str(tmp_path / "model.ckpt"))
 
 
 def test_layers_that_the_architecture_does_not_have_are_told_before_the_training(tmp_path: Path) -> None:
