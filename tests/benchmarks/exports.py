@@ -44,6 +44,9 @@ EPOCHS = {"Patchflow": 4}
 # anomalib 2.7 exports these with a batch of two, which its own inferencer cannot fill; a batch of one is asked for.
 ONE_IMAGE = {"Dfm", "Dfkde", "MHPatchcore"}
 ONE_IMAGE_AXES = "{dynamic_axes: {input: {2: height, 3: width}}}"
+# Its quantisations ask a model whose batch is fixed for a shape without dynamic parts.
+NO_AXES = "{dynamic_axes: {}}"
+QUANTISED = {"int8_ptq", "int8_acq"}
 # anomalib 2.7 builds these for the default input size when it loads their checkpoint, whatever they were trained with.
 SIZED = {"Patchflow"}
 # By NNCF itself, as docs/deployment.md says: what anomalib's PTQ loses by is left out.
@@ -69,7 +72,12 @@ def divide(folder: Path, target: Path) -> Path:
     return target
 
 
-def data(root: Path, batch: int = 32) -> dict[str, Any]:
+def fixed(model: str, kind: str) -> bool:
+    """Whether an export takes images of one size only."""
+    return model in ONE_IMAGE and kind in QUANTISED
+
+
+def data(root: Path, batch: int = 32, resize: bool = False) -> dict[str, Any]:
     """Return a datamodule that validates on one half of the test images."""
     arguments = {
         "name": root.name,
@@ -83,6 +91,9 @@ def data(root: Path, batch: int = 32) -> dict[str, Any]:
         "train_batch_size": 32,
         "eval_batch_size": batch,
     }
+    if resize:
+        transform = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": list(SIZE)}}
+        arguments |= {"val_augmentations": transform, "test_augmentations": transform}
     return {"class_path": "anomalib.data.Folder", "init_args": arguments}
 
 
@@ -133,13 +144,16 @@ def export_arguments(model: str, kind: str, root: Path) -> list[str]:
     arguments += ["--export_type", target, "--export_root", str(root / "exports" / model / kind)]
     if kind in {"fp16", "int8", "int8_ptq", "int8_acq"}:
         arguments += ["--compression_type", kind.upper()]
-    if kind in {"int8_ptq", "int8_acq"}:
-        datamodule = data(root, 1 if model in ONE_IMAGE else 32)
+    if kind in QUANTISED:
+        datamodule = data(root, 1 if model in ONE_IMAGE else 32, fixed(model, kind))
         arguments += ["--data", datamodule["class_path"]]
-        arguments += [f"--data.{key}={value}" for key, value in datamodule["init_args"].items() if value is not None]
+        given = {key: value for key, value in datamodule["init_args"].items() if value is not None}
+        arguments += [f"--data.{key}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in given.items()]
     if kind == "int8_acq":
         arguments += ["--metric", "anomalib.metrics.AUROC", "--metric.fields", "[pred_score,gt_label]"]
-    if model in ONE_IMAGE and target != "torch":
+    if fixed(model, kind):
+        arguments += ["--input_size", str(list(SIZE)), "--onnx_kwargs", NO_AXES]
+    elif model in ONE_IMAGE and target != "torch":
         arguments += ["--onnx_kwargs", ONE_IMAGE_AXES]
     return arguments
 
@@ -206,11 +220,11 @@ def export_all(root: Path, model: str, kinds: list[str]) -> None:
     def trace_once(self: Any, *arguments: Any, **options: Any) -> Any:
         return exported(root, model, "onnx") or trace(self, *arguments, **options)
 
-    # Every OpenVINO export begins by tracing the network to ONNX, which takes most of its time.
-    ExportMixin.to_onnx = trace_once  # type: ignore[method-assign]
     for kind in kinds:
         if exported(root, model, kind):
             continue
+        # Every OpenVINO export begins by tracing the network to ONNX, which takes most of its time.
+        ExportMixin.to_onnx = trace if fixed(model, kind) else trace_once  # type: ignore[method-assign]
         start = time.monotonic()
         try:
             if kind == BY_NNCF:
@@ -232,6 +246,7 @@ def predictor(root: Path, model: str, kind: str, threads: int) -> Callable[[Any]
     import openvino
     import torch
     from anomalib.deploy import OpenVINOInferencer
+    from torchvision.transforms.v2 import Resize
 
     path = exported(root, model, kind)
     if path is None:
@@ -255,8 +270,11 @@ def predictor(root: Path, model: str, kind: str, threads: int) -> Callable[[Any]
 
         return from_onnx
     inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_NUM_THREADS": threads, **PRECISION})
+    resize = Resize(SIZE)
 
     def from_openvino(image: Any) -> tuple[float, Any]:
+        if fixed(model, kind):
+            image = resize(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         batch = inferencer.predict(image)
         anomaly_map = None if batch.anomaly_map is None else np.asarray(batch.anomaly_map).squeeze().copy()
         return float(np.asarray(batch.pred_score).squeeze()), anomaly_map
