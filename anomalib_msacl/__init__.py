@@ -10,4 +10,4 @@ from anomalib_msacl.pretraining import Msacl
 from anomalib_msacl.recipe import Recipe
 
 __all__ = ["InputError", "MedMix", "Msacl", "MsaclPretraining", "Recipe"]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"

@@ -138,7 +138,8 @@ class LesionMix:
 
     Args:
         families: ``medmix`` and names of :data:`FAMILIES`, at least one.
-        medmix: What draws the lesions of family ``medmix``; its ``foreground_threshold`` serves all.
+        medmix: What draws the lesions of family ``medmix``; its ``keep_on_foreground`` and ``foreground_threshold``
+            serve all.
 
     Raises:
         InputError: If a family does not exist, or none is named.
@@ -150,6 +151,8 @@ class LesionMix:
             raise InputError(f"families is {list(families)}, but must name at least one of {', '.join(NAMES)}.")
         self.families = tuple(families)
         self.medmix = medmix or MedMix()
+        # Every pixel is above -1.
+        self._threshold = self.medmix.foreground_threshold if self.medmix.keep_on_foreground else -1.0
 
     @torch.no_grad()
     def synthesize(
@@ -189,7 +192,7 @@ class LesionMix:
         """Add one lesion to each of the images of the given rows."""
         with torch.autocast(images.device.type, enabled=False):
             before = images[rows].float()
-            after, opacity = family(before, draw, self.medmix.foreground_threshold)
+            after, opacity = family(before, draw, self._threshold)
         inside = opacity > _FAINTEST
         after = torch.where(inside, after.clamp(0, 1), before).to(images.dtype)
         added = torch.maximum(masks[rows], inside.to(masks.dtype))

@@ -47,7 +47,8 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl.data import MedMixDataset
 from anomalib_msacl.data.splits import split_by_patient
-from anomalib_msacl.weights import create_backbone, hand_over
+from anomalib_msacl.hand_over import hand_over
+from anomalib_msacl.weights import create_backbone
 
 FIGURES = ("threshold", "quantile", "f1", "sensitivity", "specificity", "auroc")
 ARMS = ("perlin", "medmix", "real", "best")
