@@ -49,6 +49,15 @@ def test_lesions_lie_on_tissue(name: str) -> None:
     assert share.mean() > 0.8
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_lesions_lie_anywhere_where_the_foreground_is_not_asked_for(name: str) -> None:
+    normal = images(20)
+    normal[..., 32:] *= 0.05
+    mask = LesionMix([name], MedMix(keep_on_foreground=False)).synthesize(normal, 2, generator()).mask
+    share = mask[..., :32].flatten(1).sum(dim=1) / mask.flatten(1).sum(dim=1)
+    assert 0.3 < share.mean() < 0.7
+
+
 def test_a_mixture_draws_all_its_families_and_the_counts_asked_for() -> None:
     counts = torch.arange(12) % 4
     mixed = LesionMix(NAMES).synthesize(images(12), counts, generator())
