@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 if Path(sys.argv[0]).stem == "anomalib":  # anomalib's models are built before any object of this package
     show_input_errors_as_one_line()
 
-_FORMAT = 4  # raise when weights of an older format must not be reused
+_FORMAT = 5  # raise when weights of an older format must not be reused
 _UNIT = 1.0
 
 
@@ -92,13 +92,15 @@ class MsaclPretraining(Callback):
         msacl = self._msacl(model, target)
         if msacl.input_size:
             target.check_size(msacl.input_size)
-        self.directory = self.root / f"{msacl.architecture}-{self._key(msacl, datamodule, digests)[:12]}"
+        self.directory = (
+            self.root / f"{msacl.architecture}-{self._key(msacl, datamodule, digests, trainer.precision)[:12]}"
+        )
         if (self.directory / "config.json").is_file():
             logger.info("MSACL: same images, recipe and initial weights as before: reusing %s.", self.directory)
             backbone = create_backbone(msacl.architecture, str(self.directory), target.model_args)[0]
         else:
             target.fill(msacl.encoder.backbone)  # fails now or never
-            self._pretrain(msacl, trainer, datamodule)
+            self._pretrain(msacl, trainer, datamodule, digests)
             # The saved weights may have another scale than those that were trained.
             backbone = create_backbone(msacl.architecture, str(self.directory), target.model_args)[0]
         target.fill(backbone)
@@ -137,11 +139,12 @@ class MsaclPretraining(Callback):
         learns = not isinstance(model, MemoryBankMixin)
         return replace(self.recipe, deviation=_UNIT) if learns and self.recipe.deviation is None else self.recipe
 
-    def _key(self, msacl: Msacl, datamodule: AnomalibDataModule, digests: dict[str, str]) -> str:
+    def _key(self, msacl: Msacl, datamodule: AnomalibDataModule, digests: dict[str, str], precision: str) -> str:
         """Return a hash of everything that the pre-trained weights follow from."""
         content = {
             "format": _FORMAT,
             "recipe": msacl.recipe.plain(),
+            "precision": _precision(precision),
             "images": sorted(digests.values()),
             "initial": digest(msacl.encoder.backbone.state_dict()),
             "layers": msacl.encoder.layers,
@@ -152,13 +155,13 @@ class MsaclPretraining(Callback):
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _pretrain(self, msacl: Msacl, outer: Trainer, datamodule: AnomalibDataModule) -> None:
+    def _pretrain(self, msacl: Msacl, outer: Trainer, datamodule: AnomalibDataModule, digests: dict[str, str]) -> None:
         """Pre-train with a trainer of its own and save the weights."""
         msacl.weights_dir = self.directory
         if self.recipe.max_steps == 0:
             msacl.save_weights(cast("Path", self.directory), datamodule)
             return
-        images = _TrainingImages(datamodule, self.recipe)
+        images = _TrainingImages(datamodule, self.recipe, digests)
         logger.info(
             "MSACL: pre-training %s for %d steps on %d normal images, %d held out.",
             *(msacl.architecture, self.recipe.max_steps, len(images.train_data), len(images.val_data)),
@@ -167,7 +170,7 @@ class MsaclPretraining(Callback):
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
             devices=[device.index] if device.index is not None else 1,
-            precision="32-true" if outer.precision.endswith("-true") else outer.precision,
+            precision=_precision(outer.precision),
             max_steps=self.recipe.max_steps,
             max_epochs=-1,
             accumulate_grad_batches=self.recipe.accumulate,
@@ -184,17 +187,27 @@ class MsaclPretraining(Callback):
 
 
 class _TrainingImages(LightningDataModule):
-    """The training images of a datamodule, a part of them held out for the choice of the weights."""
+    """The training images of a datamodule, a part of them held out for the choice of the weights.
 
-    def __init__(self, datamodule: AnomalibDataModule, recipe: Recipe) -> None:
+    No more are held out than the choice looks at. Copies of held-out images are left out of the training: a choice on
+    images that it has seen sees nothing.
+    """
+
+    def __init__(self, datamodule: AnomalibDataModule, recipe: Recipe, digests: dict[str, str]) -> None:
         super().__init__()
         self.name = datamodule.name
         self.recipe = recipe
         data = datamodule.train_data
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-        held_out = max(1, round(recipe.held_out * len(data))) if recipe.evaluations else 0
-        self.val_data = data.subsample(sorted(order[:held_out]))
-        self.train_data = data.subsample(sorted(order[held_out:]))
+        share = min(max(1, round(recipe.held_out * len(data))), recipe.evaluation_images) if recipe.evaluations else 0
+        held_out, rest = order[:share], order[share:]
+        content = [digests[path] for path in data.samples.image_path]
+        seen = {content[index] for index in held_out}
+        others = [index for index in rest if content[index] not in seen]
+        if len(others) < len(rest):
+            logger.info("MSACL: %d copies of held-out images are not trained with.", len(rest) - len(others))
+        self.val_data = data.subsample(sorted(held_out))
+        self.train_data = data.subsample(sorted(others or rest))
         self.collate = datamodule.external_collate_fn or data.collate_fn
         self.workers = datamodule.num_workers
 
@@ -206,10 +219,12 @@ class _TrainingImages(LightningDataModule):
         return self._loader(self.val_data, batch_size=self.recipe.batch_size) if len(self.val_data) else []
 
     def _loader(self, data: Any, **options: Any) -> DataLoader[Any]:
-        persistent = self.workers > 0
-        return DataLoader(
-            data, collate_fn=self.collate, num_workers=self.workers, persistent_workers=persistent, **options
-        )
+        return DataLoader(data, collate_fn=self.collate, num_workers=self.workers, **options)
+
+
+def _precision(precision: str) -> Any:  # one of Lightning's literals
+    """Return the precision of the pre-training: that of the trainer, but with weights of 32 bits."""
+    return "32-true" if precision.endswith("-true") else precision
 
 
 def _known(pl_module: LightningModule, trainer: Trainer) -> tuple[AnomalibModule, AnomalibDataModule]:
@@ -221,6 +236,11 @@ def _known(pl_module: LightningModule, trainer: Trainer) -> tuple[AnomalibModule
         raise InputError(
             f"MsaclPretraining needs a model and a datamodule of anomalib, but got {type(pl_module).__name__} and "
             f"{type(datamodule).__name__}; pass datamodule=... to the engine."
+        )
+    if trainer.limit_val_batches != 0 and not hasattr(datamodule, "val_data"):  # anomalib would fail afterwards
+        raise InputError(
+            f"the datamodule {datamodule.name} has no validation images, which anomalib needs after the pre-training; "
+            "set its val_split_mode to from_train, from_test or synthetic, or trainer.limit_val_batches to 0."
         )
     return pl_module, datamodule
 

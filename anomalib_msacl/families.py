@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.functional import foreground_fraction
+from anomalib_msacl.functional import foreground, foreground_fraction
 from anomalib_msacl.medmix import Draw, MedMix, MedMixOutput, Range, check_images
 
 _GRID = 16  # cells along a side for places on tissue
@@ -242,8 +242,8 @@ def _places(images: Tensor, draw: Draw, threshold: float) -> Tensor:
 
 
 def _tissue(images: Tensor, threshold: float) -> Tensor:
-    """Return 1 where there is tissue, shape ``(B, 1, H, W)``."""
-    return (F.avg_pool2d(images.mean(dim=1, keepdim=True), 5, 1, 2) > threshold).to(images.dtype)
+    """Return 1 where there is tissue, shape ``(B, 1, H, W)``; single pixels do not count."""
+    return foreground(F.avg_pool2d(images, 5, 1, 2, count_include_pad=False), threshold).to(images.dtype)
 
 
 def _smoothed(images: Tensor, times: int) -> Tensor:

@@ -19,6 +19,10 @@ _RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0
 # Windows come in few sizes, each so many times the one before.
 _SMALLEST_WINDOW = 16
 _WINDOW_RATIO = 1.5
+# A plain background: largest difference to its colour, share of the border that must show it, smallest object.
+_PLAIN = 0.06
+_ALL_ROUND = 0.8
+_OBJECT = 0.03
 
 
 @dataclass(frozen=True)
@@ -108,22 +112,48 @@ def outline_extent(radius: Tensor, aspect: Tensor, outline: Tensor) -> Tensor:
     return extent
 
 
-def foreground_fraction(images: Tensor, threshold: float, cells: int) -> Tensor:
-    """Return how much of each cell of a grid is tissue rather than black border.
+def foreground(images: Tensor, threshold: float) -> Tensor:
+    """Tell tissue or object from a dark border and from a plain background of one colour.
+
+    A background of one colour is what nearly all of the image's border shows; where leaving it out would leave next to
+    nothing, the image is a smooth surface, and all of it is foreground.
 
     Args:
         images: Values in [0, 1], shape ``(B, C, H, W)``.
-        threshold: A pixel is foreground where its mean over the channels is above this value, in [0, 1].
+        threshold: A pixel is foreground where its mean over the channels is above this value, in [0, 1]; below 0 all
+            pixels are.
+
+    Returns:
+        Shape ``(B, 1, H, W)``, bool. Images without any foreground count as all foreground, so that there is always a
+        place for a lesion.
+    """
+    values = images.detach().float()
+    bright = values.mean(dim=1, keepdim=True) > threshold
+    if threshold >= 0:
+        width = max(1, min(values.shape[-2:]) // 32)
+        sides = (values[..., :width, :], values[..., -width:, :], values[..., :width], values[..., -width:])
+        border = torch.cat([side.flatten(2) for side in sides], dim=2)
+        colour = border.median(dim=2).values[:, :, None]
+        plain = ((border - colour).abs().amax(dim=1) < _PLAIN / 2).float().mean(dim=1) > _ALL_ROUND
+        other = (values - colour[..., None]).abs().amax(dim=1, keepdim=True) > _PLAIN
+        kept = bright & other
+        shown = plain & (kept.flatten(1).float().mean(dim=1) > _OBJECT)
+        bright = torch.where(shown[:, None, None, None], kept, bright)
+    return bright | ~bright.flatten(1).any(dim=1)[:, None, None, None]
+
+
+def foreground_fraction(images: Tensor, threshold: float, cells: int) -> Tensor:
+    """Return how much of each cell of a grid is foreground.
+
+    Args:
+        images: Values in [0, 1], shape ``(B, C, H, W)``.
+        threshold: As in :func:`foreground`.
         cells: Cells along each side.
 
     Returns:
-        Fractions in [0, 1], shape ``(B, cells, cells)``, float32. Images without any foreground count as all
-        foreground, so that there is always a place for a lesion.
+        Fractions in [0, 1], shape ``(B, cells, cells)``, float32.
     """
-    tissue = (images.detach().float().mean(dim=1, keepdim=True) > threshold).float()
-    grid = F.adaptive_avg_pool2d(tissue, cells).squeeze(1)
-    empty = grid.flatten(1).amax(dim=1) == 0
-    return torch.where(empty[:, None, None], torch.ones_like(grid), grid)
+    return F.adaptive_avg_pool2d(foreground(images, threshold).float(), cells).squeeze(1)
 
 
 def lesion_shape(lesions: Lesions, y: Tensor, x: Tensor) -> Tensor:

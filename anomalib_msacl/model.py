@@ -192,7 +192,7 @@ def class_separation(z: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Mean distance between the class means, and mean distance of a sample to the mean of its class.
     """
-    labels = torch.unique(classes)
+    z, labels = z.float(), torch.unique(classes)  # some distances are not there in bfloat16
     means = torch.stack([z[classes == label].mean(dim=0) for label in labels])
     spread = torch.stack(
         [(z[classes == label] - mean).norm(dim=1).mean() for label, mean in zip(labels, means, strict=True)]

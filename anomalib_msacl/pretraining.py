@@ -30,13 +30,14 @@ from anomalib_msacl.families import LesionMix
 from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
 from anomalib_msacl.model import LesionHead, MsaclModel, class_separation
 from anomalib_msacl.recipe import Recipe
-from anomalib_msacl.selection import UNTOUCHED, KeepBest, held_out_images, normal_images
+from anomalib_msacl.selection import UNTOUCHED, KeepBest, held_out_images, normal_images, undisturbed
 from anomalib_msacl.views import WeakView
 from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
 from anomalib_msacl.whitening import realign, rescale, whiten
 
 logger = logging.getLogger(__name__)
 
+_BEYOND = 0.2  # what resizing may add to [0, 1]
 _WHITENING_IMAGES = 400
 _BANK_IMAGES = 400
 _HEAD_LEARNING_RATE = 1e-3
@@ -208,6 +209,7 @@ class Msacl(AnomalibModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, AnomalibDataModule):
             check_datamodule(datamodule)
+            self._warn_of(datamodule)
         if self.trainer.max_steps == -1:  # the trainer names no steps of its own
             self.trainer.fit_loop.epoch_loop.max_steps = self.recipe.max_steps
 
@@ -229,8 +231,10 @@ class Msacl(AnomalibModule):
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Synthesise the classes of a batch and return the weighted sum of the terms."""
-        del batch_idx
-        images, masks, classes, owners = self._synthesise(normal_images(batch), self.recipe.views)
+        normal = normal_images(batch)
+        if batch_idx == 0 and self.trainer.global_step == 0:
+            _check_range(normal)
+        images, masks, classes, owners = self._synthesise(normal, self.recipe.views)
         terms, maps, z = self.model.terms(images, masks, classes, owners)
         loss = self.model.total(terms) if terms else images.new_zeros(())
         self.log_dict({f"train_{name}": value.detach() for name, value in terms.items()})
@@ -402,8 +406,9 @@ class Msacl(AnomalibModule):
 
     def _training_images(self, number: int) -> Iterator[Tensor]:
         """Yield batches of normal training images in [0, 1], so many images at most."""
-        for batch in self.trainer.train_dataloader or ():
+        for batch in undisturbed(self.trainer.train_dataloader):
             images = self.prepare(normal_images(batch).to(self.device))[:number]
+            _check_range(images)
             yield images
             number -= len(images)
             if number <= 0:
@@ -444,6 +449,22 @@ class Msacl(AnomalibModule):
                 f"nothing would be trained: with frozen_stride {recipe.frozen_stride} and layers "
                 f"{', '.join(self.encoder.layers)} no term of the recipe reaches a weight; lower frozen_stride, name "
                 "deeper layers or switch a term on."
+            )
+
+    def _warn_of(self, datamodule: AnomalibDataModule) -> None:
+        """Say where a datamodule lets test images choose the weights, or makes steps of another size."""
+        val, test = (getattr(datamodule, name, None) for name in ("val_data", "test_data"))
+        if val is not None and test is not None and not set(val.samples.image_path).isdisjoint(test.samples.image_path):
+            logger.warning(
+                "Msacl: validation and test share images, and the normal ones choose the weights and the units of the "
+                "scores; set val_split_mode to from_train."
+            )
+        size = getattr(datamodule, "train_batch_size", self.recipe.batch_size)
+        if size != self.recipe.batch_size:
+            logger.info(
+                "Msacl: batches have the train_batch_size of the datamodule, %d, which makes %d with lesions; the "
+                "recipe was made for %d.",
+                *(size, size * self.recipe.classes * self.recipe.views, self.recipe.batch_size),
             )
 
     def _check_trainer(self) -> None:
@@ -527,6 +548,17 @@ def transform_parts(transform: Any) -> list[Any]:
     if isinstance(transform, Compose):
         return [part for step in transform.transforms for part in transform_parts(step)]
     return [] if transform is None else [transform]
+
+
+def _check_range(images: Tensor) -> None:
+    """Refuse images that were normalised before they came here, or hold values that are not finite."""
+    low, high = (float(limit) for limit in images.float().aminmax()) if images.numel() else (0.0, 1.0)
+    if not -_BEYOND <= low <= high <= 1 + _BEYOND:
+        raise InputError(
+            f"MSACL: the training images have values from {low:.3g} to {high:.3g}, but lesions are made on [0, 1]; "
+            "take Normalize, and what else leaves [0, 1], out of the augmentations and transforms. The pre_processor "
+            "of a detector may have a Normalize of torchvision.transforms.v2."
+        )
 
 
 def _build(kind: Any, place: str, arguments: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import torch
 from anomalib.data import ImageBatch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_msacl.encoder import Encoder, evaluating
@@ -25,6 +26,7 @@ UNTOUCHED = -1  # the "step" of the backbone before it was whitened
 
 _CHUNK = 32
 _BANK = 4096
+_ROWS = 8192  # patches compared with the bank at once
 _LESIONS = 2  # copies of each held-out image with lesions
 _RESAMPLES = 200
 _FEWEST = 5  # held-out images that a standard error can be told from
@@ -110,8 +112,9 @@ class Probe:
             bank = maps.flatten(0, 2)
             bank = bank[self.order[: len(bank)].argsort()[:_BANK].to(device)]
             distances = [
-                torch.cdist(self._patches(encoder, chunk, device).flatten(0, 2), bank).amin(dim=-1)
+                torch.cdist(rows, bank).amin(dim=-1)
                 for chunk in _chunks(self.images)
+                for rows in torch.split(self._patches(encoder, chunk, device).flatten(0, 2), _ROWS)
             ]
         distance = torch.cat(distances).reshape(len(self.images), -1).cpu()
         if not distance.isfinite().all():
@@ -292,9 +295,11 @@ class KeepBest(Callback):
             f"{untouched.pixel_auroc:.3f} -> {kept.pixel_auroc:.3f} (untouched -> kept)"
         )
         if self.best_step == last:
+            few = kept.distances is not None and kept.distances.shape[1] < _FEWEST * (1 + _LESIONS)
+            reason = f"fewer than {_FEWEST} cannot tell which is better" if few else "none was clearly better"
             return (
-                f"MSACL: the last step, {last}, is kept: none was clearly better on held-out normal images with "
-                f"synthetic lesions; {figures}."
+                f"MSACL: the last step, {last}, is kept: {reason} on held-out normal images with synthetic lesions; "
+                f"{figures}."
             )
         names = {0: "whitening without any step", first: "the untouched backbone"}
         return (
@@ -326,10 +331,24 @@ def held_out_images(trainer: Trainer, module: Pretrainable, number: int) -> Tens
     return _collect(data.val_dataloader() if hasattr(data, "val_data") else None, module, number)
 
 
+def undisturbed(loader: Any) -> Any:
+    """Return a loader whose iteration does not disturb one under way: persistent workers serve one at a time."""
+    if not getattr(loader, "persistent_workers", False):
+        return loader or ()
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=loader.batch_sampler,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
+
+
 def _collect(loader: Any, module: Pretrainable, number: int) -> Tensor | None:
     """Return up to ``number`` normal images of a loader, prepared, on the CPU; None if there are none."""
     found: list[Tensor] = []
-    for batch in loader or ():
+    for batch in undisturbed(loader):
         found += list(module.prepare(normal_images(batch)).cpu())
         if len(found) >= number:
             break

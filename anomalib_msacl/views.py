@@ -26,7 +26,7 @@ class WeakView(nn.Module):
 
     Args:
         scale: Area of the random resized crop, relative to the image.
-        ratio: Aspect ratio of the crop.
+        ratio: Aspect ratio of the crop, relative to that of the image.
         brightness: Largest relative change.
         contrast: Largest relative change.
         saturation: Largest relative change.
@@ -79,7 +79,9 @@ class WeakView(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return views of images in [0, 1] of shape ``(B, 3, H, W)``, same shape and range."""
         size = (int(images.shape[-2]), int(images.shape[-1]))
-        crop = K.RandomResizedCrop(size, scale=self.crop["scale"], ratio=self.crop["ratio"], cropping_mode="resample")
+        shape = size[1] / size[0]  # the crop is stretched back to the image: its ratio is relative to the image's
+        low, high = (limit * shape for limit in self.crop["ratio"])
+        crop = K.RandomResizedCrop(size, scale=self.crop["scale"], ratio=(low, high), cropping_mode="resample")
         views: Tensor = self.look(crop(images))
         return views.clamp(0, 1)
 

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from anomalib.models import Cflow, Ganomaly, Padim, Stfpm
 from anomalib.models.components import TimmFeatureExtractor
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
 
 from anomalib_msacl import InputError, Msacl, MsaclPretraining, Recipe
+from anomalib_msacl.callback import _TrainingImages
 from anomalib_msacl.hand_over import find_backbone
 from anomalib_msacl.selection import Probe, Score
 from anomalib_msacl.weights import create_backbone, save_backbone
@@ -132,6 +135,60 @@ def test_the_key_follows_recipe_images_and_initial_weights(
         make_engine(callbacks=[made]).fit(make_patchcore(), datamodule=data)
         keys.add(made.directory)
     assert len(keys) == 4
+
+
+def test_the_key_follows_the_precision(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    folders = set()
+    for precision in ("32-true", "bf16-mixed"):
+        made = callback(recipe=Recipe(max_steps=0))
+        engine = make_engine(callbacks=[made], max_epochs=1, precision=precision)
+        engine.fit(make_patchcore(), datamodule=phantom(phantom_root, seed=0))
+        folders.add(made.directory)
+    assert len(folders) == 2
+
+
+def test_a_normalisation_that_is_not_seen_is_refused(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    old = torchvision.transforms  # its Compose and Normalize are other classes, which anomalib cannot call either
+    transform = old.Compose([old.Resize((64, 64), antialias=True), old.Normalize([0.4] * 3, [0.2] * 3)])
+    with pytest.raises(InputError, match=r"values from -2.* a Normalize of torchvision.transforms.v2"):
+        fit(make_patchcore(pre_processor=PreProcessor(transform=transform)), callback(), make_engine, phantom_root)
+
+
+def test_copies_of_held_out_images_are_not_trained_with(phantom_root: Path) -> None:
+    data = phantom(phantom_root, seed=0)
+    data.setup()
+    paths = list(data.train_data.samples.image_path)
+    digests = {path: str(index // 2) for index, path in enumerate(paths)}  # every image twice
+    images = _TrainingImages(data, Recipe(held_out=0.2), digests)
+    held_out, trained = (
+        {digests[path] for path in part.samples.image_path} for part in (images.val_data, images.train_data)
+    )
+    assert len(images.val_data) == 4
+    assert not held_out & trained
+    assert held_out | trained == set(digests.values())
+
+
+def test_no_more_images_are_held_out_than_the_choice_looks_at(phantom_root: Path) -> None:
+    data = phantom(phantom_root, seed=0)
+    data.setup()
+    digests = {path: path for path in data.train_data.samples.image_path}
+    images = _TrainingImages(data, Recipe(held_out=0.5, evaluation_images=3), digests)
+    assert (len(images.val_data), len(images.train_data)) == (3, 17)
+
+
+def test_a_datamodule_without_validation_images_is_refused_before_the_pre_training(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    made = callback()
+    with pytest.raises(InputError, match=r"no validation images.*set its val_split_mode"):
+        make_engine(callbacks=[made], max_epochs=1).fit(
+            make_patchcore(), datamodule=phantom(phantom_root, val_split_mode="none", seed=0)
+        )
+    assert made.directory is None
 
 
 def test_one_callback_serves_one_model_after_the_other(

@@ -50,6 +50,12 @@ def test_lesions_lie_on_tissue(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_images_darker_than_the_threshold_get_lesions_all_the_same(name: str) -> None:
+    mask = LesionMix([name]).synthesize(images(20) * 0.08, 1, generator()).mask
+    assert (mask.flatten(1).amax(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_lesions_lie_anywhere_where_the_foreground_is_not_asked_for(name: str) -> None:
     normal = images(20)
     normal[..., 32:] *= 0.05

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from anomalib_msacl import InputError, MedMix
-from anomalib_msacl.functional import Lesions, foreground_fraction, lesion_shape
+from anomalib_msacl.functional import Lesions, foreground, foreground_fraction, lesion_shape
 
 # Every change of look and geometry off: a lesion is a turned copy of its source.
 NEUTRAL = {
@@ -317,6 +317,23 @@ def test_black_image_takes_lesions_anywhere():
     output = MedMix().synthesize(torch.zeros(6, 3, 64, 64), 2, seeded())
     assert output.count.tolist() == [2] * 6
     assert (output.mask.flatten(1).sum(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("background", [0.0, 0.3, 0.8, 0.92, 1.0])
+def test_foreground_is_the_object_whatever_the_plain_background(background):
+    inside = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
+    inside[..., 20:40, 10:50] = True
+    noise = 0.01 * torch.randn(2, 3, 64, 64, generator=seeded())
+    images = (torch.where(inside, 0.5, background) + noise).clamp(0, 1)
+    assert torch.equal(foreground(images, 0.08), inside.expand(2, -1, -1, -1))
+    assert foreground(images, -1.0).all()
+
+
+def test_textures_smooth_surfaces_and_dark_images_are_all_foreground():
+    texture = 0.3 + 0.6 * torch.rand(1, 3, 64, 64, generator=seeded())
+    surface = 0.5 + 0.01 * torch.randn(1, 3, 64, 64, generator=seeded())
+    surface[..., 30:32, 30:40] = 0.9  # a speck is no object
+    assert foreground(torch.cat([texture, surface, 0.05 * texture, torch.zeros_like(texture)]), 0.08).all()
 
 
 def test_foreground_fraction_counts_bright_pixels():

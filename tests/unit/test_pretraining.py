@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from anomalib.models import get_model, list_models
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import InputError, Msacl, Recipe
 from anomalib_msacl.recipe import TERMS
-from anomalib_msacl.selection import KeepBest, Probe, Score
+from anomalib_msacl.selection import KeepBest, Probe, Score, undisturbed
 from anomalib_msacl.weights import create_backbone
 from tests.conftest import phantom
 
@@ -162,6 +164,71 @@ def test_a_checkpoint_given_as_weights_tells_what_they_were_made_for(
     assert of_checkpoint.deviation == 0.1
     assert of_checkpoint.input_size == (64, 64)
     assert replace(of_checkpoint, description="") == replace(of_folder, description="")
+
+
+def test_mixed_precision_trains_towards_the_same_weights(
+    make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    trained = []
+    for precision in ("32-true", "bf16-mixed"):
+        msacl = make_msacl(Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4, average=1.0))
+        before = state(msacl)
+        train(msacl, make_engine(max_steps=2, precision=precision), phantom_root)
+        trained.append({name: tensor - before[name] for name, tensor in state(msacl).items() if "layer3" in name})
+    exact, mixed = (torch.cat([tensor.float().flatten() for tensor in moved.values()]) for moved in trained)
+    assert torch.nn.functional.cosine_similarity(exact, mixed, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_looking_at_the_training_images_takes_no_batch_from_the_training(
+    workers: int, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    batches: list[tuple[int, torch.Tensor]] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+            batches.append((trainer.current_epoch, arguments[1].image))
+
+    msacl = make_msacl(Recipe(max_steps=4, batch_size=4, evaluations=1, evaluation_images=8, centre_images=128))
+    data = phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.2, seed=0, num_workers=workers)
+    make_engine(max_steps=4, accumulate_grad_batches=1, callbacks=[Watch()]).fit(msacl, datamodule=data)
+    assert [epoch for epoch, _ in batches][:4] == [0] * 4
+    first = torch.cat([images for epoch, images in batches if epoch == 0])
+    assert len(torch.unique(first.flatten(1), dim=0)) == 16
+
+
+def test_a_loader_under_way_is_not_disturbed() -> None:
+    data = TensorDataset(torch.arange(6))
+    loader = DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True)
+    under_way = iter(loader)
+    seen = [next(under_way)]
+    assert torch.equal(torch.cat([batch for (batch,) in undisturbed(loader)]), torch.arange(6))
+    seen += list(under_way)
+    assert torch.equal(torch.cat([batch for (batch,) in seen]), torch.arange(6))
+
+
+def test_images_that_were_normalised_already_are_refused(
+    make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    data = phantom(phantom_root, train_augmentations=Normalize([0.5] * 3, [0.2] * 3))
+    with pytest.raises(InputError, match=r"values from -2.* but lesions are made on \[0, 1\]"):
+        make_engine(max_steps=4).fit(make_msacl(), datamodule=data)
+
+
+@pytest.mark.parametrize(("mode", "told"), [("same_as_test", True), ("from_train", False), ("from_test", False)])
+def test_test_images_that_would_choose_the_weights_are_told(
+    mode: str, told: bool, make_msacl: Make, make_engine: Make, phantom_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = phantom(phantom_root, val_split_mode=mode, seed=0)
+    with caplog.at_level(logging.WARNING):
+        make_engine(max_steps=1).fit(make_msacl(), datamodule=data)
+    assert ("validation and test share images" in caplog.text) is told
+
+
+def test_too_few_held_out_images_are_told(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:
+    msacl = make_msacl(Recipe(max_steps=1, batch_size=4, evaluations=1, centre_images=4, evaluation_images=4))
+    train(msacl, make_engine(max_steps=1), phantom_root)
+    assert "fewer than 5 cannot tell which is better" in msacl.selection.verdict()
 
 
 def test_frozen_stages_and_batch_norm_statistics_stay(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:

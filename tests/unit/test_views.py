@@ -32,6 +32,20 @@ def test_view_keeps_shape_and_range(size):
     assert views.max() <= 1
 
 
+@pytest.mark.parametrize("size", [(64, 64), (64, 192), (160, 40)])
+def test_views_of_images_of_any_shape_are_stretched_within_the_ratio(size):
+    y, x = torch.meshgrid(*(torch.arange(float(side)) for side in size), indexing="ij")
+    ramps = torch.stack([y, x, x]) / max(size)
+    views = WeakView(**{**OFF, "scale": (0.6, 1.0), "ratio": (0.8, 1.25)})(ramps.repeat(40, 1, 1, 1)) * max(size)
+    middle = views[..., size[0] // 4 : -size[0] // 4, size[1] // 4 : -size[1] // 4]
+    vertical = middle[:, 0].diff(dim=1).mean(dim=(1, 2))
+    horizontal = middle[:, 1].diff(dim=2).mean(dim=(1, 2))
+    stretch = horizontal / vertical
+    assert stretch.min() > 0.78
+    assert stretch.max() < 1.28
+    assert stretch.max() - stretch.min() > 0.1
+
+
 def test_equal_images_get_different_views():
     views = WeakView()(textured(6))
     for a in range(6):
