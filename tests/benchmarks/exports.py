@@ -396,13 +396,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--out", type=Path, default=Path("results/exports"))
-    parser.add_argument("--steps", type=int, default=100, help="of the pre-training")
+    parser.add_argument("--steps", type=int, default=40, help="of the pre-training")
     parser.add_argument("--rounds", type=int, default=40, help="images to time")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--elsewhere", action="store_true", help=argparse.SUPPRESS)  # the script's own second process
     arguments = parser.parse_args()
     out: Path = arguments.out.resolve()
+    if not (arguments.table or arguments.latency) and None in (arguments.data, arguments.weights):
+        parser.error("give --data and --weights, or --table or --latency for what is there already")
     if arguments.elsewhere:
         sys.modules["anomalib_msacl"] = None  # type: ignore[assignment]  # any import of it fails
         for root, model in ((out / name, model) for name in arguments.sets for model in arguments.models):
