@@ -201,7 +201,7 @@ class _TrainingImages(LightningDataModule):
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
         share = min(max(1, round(recipe.held_out * len(data))), recipe.evaluation_images) if recipe.evaluations else 0
         held_out, rest = order[:share], order[share:]
-        content = [digests[path] for path in data.samples.image_path]
+        content = [digests[str(path)] for path in data.samples.image_path]
         seen = {content[index] for index in held_out}
         others = [index for index in rest if content[index] not in seen]
         if len(others) < len(rest):
