@@ -458,8 +458,9 @@ def plot(runs: list[dict[str, str]], reference: str, arms: Sequence[str], path: 
         axis.set_xticks(range(len(found.sets)), [data.replace("_", "\n") for data in found.sets], fontsize=7)
     axes[0][0].set_ylabel(f"difference to {reference}")
     # Not every model was run with all arms.
-    max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[1])).legend(fontsize=7)
-    figure.tight_layout()
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda found: len(found[1]))
+    figure.legend(handles, labels, fontsize=7, loc="lower center", ncols=len(labels))
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=120)
 
 
