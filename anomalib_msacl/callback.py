@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize
 
-from anomalib_msacl.data.checks import check_datamodule
+from anomalib_msacl.data.checks import check_datamodule, check_validation
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
 from anomalib_msacl.hand_over import PretrainedBackbone, check_kind, find_backbone
 from anomalib_msacl.pretraining import Msacl, transform_parts
@@ -201,10 +201,14 @@ class _TrainingImages(LightningDataModule):
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
         share = min(max(1, round(recipe.held_out * len(data))), recipe.evaluation_images) if recipe.evaluations else 0
         held_out, rest = order[:share], order[share:]
-        content = [digests[str(path)] for path in data.samples.image_path]
+        # Files of `MedicalFolder` may hold several images, which it tells apart itself.
+        medical = "pixels" in data.samples
+        content = list(data.samples.pixels) if medical else [digests[str(path)] for path in data.samples.image_path]
         seen = {content[index] for index in held_out}
         others = [index for index in rest if content[index] not in seen]
-        if len(others) < len(rest):
+        if not others:
+            logger.warning("MSACL: all training images are copies of held-out ones, so that the choice sees nothing.")
+        elif len(others) < len(rest):
             logger.info("MSACL: %d copies of held-out images are not trained with.", len(rest) - len(others))
         self.val_data = data.subsample(sorted(held_out))
         self.train_data = data.subsample(sorted(others or rest))
@@ -219,7 +223,10 @@ class _TrainingImages(LightningDataModule):
         return self._loader(self.val_data, batch_size=self.recipe.batch_size) if len(self.val_data) else []
 
     def _loader(self, data: Any, **options: Any) -> DataLoader[Any]:
-        return DataLoader(data, collate_fn=self.collate, num_workers=self.workers, **options)
+        persistent = self.workers > 0
+        return DataLoader(
+            data, collate_fn=self.collate, num_workers=self.workers, persistent_workers=persistent, **options
+        )
 
 
 def _precision(precision: str) -> Any:  # one of Lightning's literals
@@ -237,11 +244,8 @@ def _known(pl_module: LightningModule, trainer: Trainer) -> tuple[AnomalibModule
             f"MsaclPretraining needs a model and a datamodule of anomalib, but got {type(pl_module).__name__} and "
             f"{type(datamodule).__name__}; pass datamodule=... to the engine."
         )
-    if trainer.limit_val_batches != 0 and not hasattr(datamodule, "val_data"):  # anomalib would fail afterwards
-        raise InputError(
-            f"the datamodule {datamodule.name} has no validation images, which anomalib needs after the pre-training; "
-            "set its val_split_mode to from_train, from_test or synthetic, or trainer.limit_val_batches to 0."
-        )
+    if trainer.limit_val_batches != 0:
+        check_validation(datamodule)
     return pl_module, datamodule
 
 

@@ -22,7 +22,7 @@ _WINDOW_RATIO = 1.5
 # A plain background: largest difference to its colour, share of the border that must show it, smallest object.
 _PLAIN = 0.06
 _ALL_ROUND = 0.8
-_OBJECT = 0.03
+_OBJECT = 0.05
 
 
 @dataclass(frozen=True)

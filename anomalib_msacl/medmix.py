@@ -67,8 +67,10 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
         fisheye: Magnitude of the radial distortion, 0 is none, in [0, .9].
         wave: Amplitude of the horizontal wave, relative to the radius.
         other_image: Probability that a patch comes from another image of the batch rather than from the same.
-        keep_on_foreground: Place lesions on tissue and cut their patches there.
-        foreground_threshold: Intensity above which a pixel is tissue, in [0, 1].
+        keep_on_foreground: Place lesions on tissue and cut their patches there; see
+            :func:`anomalib_msacl.functional.foreground`.
+        foreground_threshold: Intensity above which a pixel is tissue, in [0, 1]; a plain background of another colour
+            is left out too.
         return_mask: Return ``(images, masks)`` when called.
 
     Raises:

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_msacl.data.checks import check_datamodule
+from anomalib_msacl.data.checks import check_datamodule, check_validation, image_paths
 from anomalib_msacl.encoder import Encoder, evaluating
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
 from anomalib_msacl.families import LesionMix
@@ -114,7 +114,7 @@ class Msacl(AnomalibModule):
         if unknown:
             raise InputError(
                 f"the weights {self.origin.description} say that they were made for the layer {min(unknown)!r}, which "
-                f"{self.architecture} does not have; mend the entry msacl of their config.json, or remove it."
+                f"{self.architecture} does not have; mend their entry msacl, or remove it."
             )
         # Layers that the present weights were made for, and the deviation of whitened maps down to the deepest of them.
         self.made_for = (list(self.origin.layers) or encoder.layers, self.origin.deviation)
@@ -209,6 +209,8 @@ class Msacl(AnomalibModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, AnomalibDataModule):
             check_datamodule(datamodule)
+            if self.trainer.limit_val_batches != 0:
+                check_validation(datamodule)
             self._warn_of(datamodule)
         if self.trainer.max_steps == -1:  # the trainer names no steps of its own
             self.trainer.fit_loop.epoch_loop.max_steps = self.recipe.max_steps
@@ -360,6 +362,8 @@ class Msacl(AnomalibModule):
         super().on_load_checkpoint(checkpoint)
         known = checkpoint.get("msacl", {"layers": self.encoder.layers, "deviation": None})
         self.made_for = (list(known["layers"]), known["deviation"])
+        if self._trainer is None:  # not resumed: the weights of the checkpoint are the initial ones from now on
+            self._made_for_at_first = self.made_for
 
     def _synthesise(self, images: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return images, masks, classes and owners: every view of every image once with 0, 1, 2 ... lesions."""
@@ -453,8 +457,7 @@ class Msacl(AnomalibModule):
 
     def _warn_of(self, datamodule: AnomalibDataModule) -> None:
         """Say where a datamodule lets test images choose the weights, or makes steps of another size."""
-        val, test = (getattr(datamodule, name, None) for name in ("val_data", "test_data"))
-        if val is not None and test is not None and not set(val.samples.image_path).isdisjoint(test.samples.image_path):
+        if not set(image_paths(datamodule, "val_data")).isdisjoint(image_paths(datamodule, "test_data")):
             logger.warning(
                 "Msacl: validation and test share images, and the normal ones choose the weights and the units of the "
                 "scores; set val_split_mode to from_train."

@@ -61,8 +61,8 @@ class Recipe:
         frozen_stride: Stages of a convolutional backbone up to this output stride are not trained; 0 trains all.
         train_batch_norm: Update BatchNorm statistics, which would then describe images with lesions too.
         evaluations: How often a candidate is compared on held-out normal images; 0 keeps the last step.
-        held_out: Part of the training images that the callback holds out for that, in (0, .5]; :class:`Msacl` takes
-            the normal images of the datamodule's validation set.
+        held_out: Part of the training images that the callback holds out for that, in (0, .5], but no more than
+            ``evaluation_images``; :class:`Msacl` takes the normal images of the datamodule's validation set.
         evaluation_images: Held-out images used, at most; each is seen once as it is and twice with lesions.
         seed: Seed of the pre-training.
         whitening: Whiten the feature maps on normal images before the first step, to channels of this root mean square
@@ -71,8 +71,8 @@ class Recipe:
             leaves them.
         deviation: Root mean square deviation of a whitened channel in the weights that are saved. None: that of
             ``whitening``, which suits the ridge of .01 in anomalib's PaDiM, and 1 where the callback serves a model
-            that learns a network on the features. A folder of an earlier pre-training tells its deviation and
-            is brought to this one too.
+            that learns a network on the features. Weights of an earlier pre-training tell their deviation and
+            are brought to this one too.
         average: Share of the trained weights in the result, the rest being those before the first step, in (0, 1].
         realign: Give the stages behind the deepest layer their weights of before the first step, and let them read the
             layer through the affine map that comes closest, on normal images, to what they read then, where the

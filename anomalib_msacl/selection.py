@@ -333,7 +333,7 @@ def held_out_images(trainer: Trainer, module: Pretrainable, number: int) -> Tens
 
 def undisturbed(loader: Any) -> Any:
     """Return a loader whose iteration does not disturb one under way: persistent workers serve one at a time."""
-    if not getattr(loader, "persistent_workers", False):
+    if not getattr(loader, "persistent_workers", False) or loader.batch_sampler is None:
         return loader or ()
     return DataLoader(
         loader.dataset,

@@ -39,6 +39,7 @@ StateDict = dict[str, Tensor]
 
 # Arguments of an architecture that are decided here: all backbones are without classifier, for RGB images of any size.
 _OWN_ARGS = {"num_classes", "global_pool", "in_chans", "dynamic_img_size"}
+_CHANNELS = 3
 _LIBRARIES = {"timm", "torchvision", "offline", "random"}  # weights that are not a path
 
 
@@ -351,16 +352,32 @@ def _load_path(
                 f"weights {path} are of architecture {config['architecture']!r}, not of the backbone {architecture!r}; "
                 "name the same one in both."
             )
-        kind, own, saved = "folder", config.get("msacl"), config.get("pretrained_cfg", {})
+        kind, own, saved = "folder", config.get("msacl") or {}, config.get("pretrained_cfg") or {}
         content = _read(path / "model.safetensors")
     else:
         content = _read(path)
-        own = content.get("msacl")  # of a checkpoint of `Msacl`
-        kind, saved = "file", own if isinstance(own, dict) else {}
+        found = content.get("msacl")  # of a checkpoint of `Msacl`
+        kind, own = "file", found if isinstance(found, dict) else {}
+        saved = own
     _load(model, _tensors(content), str(path))
+    _check_description(saved, path)
     mean, std = tuple(saved.get("mean") or mean), tuple(saved.get("std") or std)
-    made_for = _made_for(own, saved, path) if own and isinstance(own, dict) else ()
+    made_for = _made_for(own, saved, path) if own else ()
     return Origin(f"{kind}: {path.name}", saved.get("license"), mean, std, *made_for)
+
+
+def _check_description(saved: Mapping[str, Any], path: Path) -> None:
+    """Refuse a normalisation or an input size that is none; others may have written it."""
+    for name in ("mean", "std", "input_size"):
+        value = saved.get(name)
+        numbers = isinstance(value, list | tuple) and len(value) == _CHANNELS and all(map(_is_number, value))
+        if value and not numbers:
+            raise InputError(f"weights {path}: {name} is {value!r}, but must be three numbers; mend it, or remove it.")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _made_for(
@@ -369,8 +386,7 @@ def _made_for(
     """Return layers, image size and deviation from a folder or a checkpoint, which others may have written."""
     layers, deviation = own.get("layers"), own.get("deviation")
     names = isinstance(layers, list) and all(isinstance(name, str) for name in layers)
-    number = isinstance(deviation, int | float) and not isinstance(deviation, bool)
-    if not names or not (deviation is None or (number and 0 < cast("float", deviation) < math.inf)):
+    if not names or not (deviation is None or (_is_number(deviation) and cast("float", deviation) > 0)):
         raise InputError(
             f"weights {path}: its entry msacl{' of config.json' if path.is_dir() else ''} has layers {layers!r} and "
             f"deviation {deviation!r}, but must have names and a number above 0, or null; mend it, or remove it."

@@ -60,23 +60,39 @@ def check_datamodule(
             training image is labelled abnormal; a file cannot be decoded; an image is too small; a training image
             is, byte for byte, also an abnormal image of the validation or test set.
     """
-    train = _image_paths(datamodule, "train_data")
+    train = image_paths(datamodule, "train_data")
     _check_train_count(datamodule.name, len(train), minimum_train_images)
-    _check_train_labels(_image_paths(datamodule, "train_data", only_abnormal=True))
+    _check_train_labels(image_paths(datamodule, "train_data", only_abnormal=True))
 
     subsets = ("train_data", "val_data", "test_data")
     known = {path: seen for subset in subsets for path, seen in _seen(datamodule, subset).items()}
-    paths = (path for subset in subsets for path in _image_paths(datamodule, subset) if path not in known)
+    paths = (path for subset in subsets for path in image_paths(datamodule, subset) if path not in known)
     found = known | _inspect_all(paths)
     _check_decoding(found)
     warn_of_lost_bits([path for path, result in found.items() if result.bits > 8])
     _check_sides(found, minimum_side)
-    evaluated = [path for subset in subsets[1:] for path in _image_paths(datamodule, subset, only_abnormal=True)]
+    evaluated = [path for subset in subsets[1:] for path in image_paths(datamodule, subset, only_abnormal=True)]
     _check_no_abnormal_copies(found, train, evaluated)
     return {path: found[path].sha256 for path in train}
 
 
-def _image_paths(datamodule: AnomalibDataModule, subset: str, only_abnormal: bool = False) -> list[str]:
+def check_validation(datamodule: AnomalibDataModule) -> None:
+    """Check that there is a validation set, without which anomalib fails when it fits.
+
+    Args:
+        datamodule: The datamodule, after ``setup()``.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if not hasattr(datamodule, "val_data"):
+        raise InputError(
+            f"the datamodule {datamodule.name} has no validation images, which anomalib asks for; set its "
+            "val_split_mode to from_train, from_test or synthetic, or trainer.limit_val_batches to 0."
+        )
+
+
+def image_paths(datamodule: AnomalibDataModule, subset: str, only_abnormal: bool = False) -> list[str]:
     """List the distinct image paths of a subset, none where the subset or the asked-for label is missing."""
     samples = getattr(getattr(datamodule, subset, None), "samples", None)
     if samples is not None and len(samples) and "image_path" not in samples:

@@ -28,6 +28,8 @@ COLUMNS = 8
 
 def rows(folder: Path, size: int, lesions: LesionMix, generator: torch.Generator) -> torch.Tensor:
     """Return two rows of images of a folder, evenly spaced by name."""
+    if not folder.is_dir():
+        sys.exit(f"{folder} is no folder; name one of pictures.")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
     if not paths:
         sys.exit(f"{folder} has no images; name a folder of pictures.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -22,6 +24,15 @@ def test_what_a_script_imports_exists(path: Path, monkeypatch: pytest.MonkeyPatc
     assert specification is not None
     assert specification.loader is not None
     specification.loader.exec_module(importlib.util.module_from_spec(specification))
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_function_of_a_script_imports_exists_too(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in {"anomalib", "anomalib_msacl"}:
+            module = importlib.import_module(str(node.module))
+            missing = [name.name for name in node.names if not hasattr(module, name.name)]
+            assert not missing, f"{node.module} has no {missing}"
 
 
 def test_the_contact_sheet_shows_changed_images_and_passes_over_other_files(tmp_path: Path) -> None:

@@ -172,6 +172,42 @@ def test_copies_of_held_out_images_are_not_trained_with(phantom_root: Path) -> N
     assert held_out | trained == set(digests.values())
 
 
+def test_slices_of_one_file_are_not_copies_of_each_other(phantom_root: Path) -> None:
+    data = phantom(phantom_root, seed=0)
+    data.setup()
+    samples = data.train_data.samples
+    samples["pixels"] = [str(index) for index in range(len(samples))]
+    volume = samples["image_path"][0]
+    samples["image_path"] = volume
+    images = _TrainingImages(data, Recipe(held_out=0.2), {volume: "one digest"})
+    assert (len(images.val_data), len(images.train_data)) == (4, 16)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_looking_at_the_training_images_takes_no_batch_from_the_training(
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+    callback: Make,
+    make_patchcore: Make,
+    make_engine: Make,
+    phantom_root: Path,
+) -> None:
+    batches: list[tuple[int, Tensor]] = []
+    step = Msacl.training_step
+
+    def watch(self: Msacl, batch: Any, batch_idx: int) -> Tensor:
+        batches.append((self.trainer.current_epoch, batch.image.as_subclass(Tensor)))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Msacl, "training_step", watch)
+    recipe = Recipe(max_steps=4, batch_size=4, accumulate=1, evaluations=1, evaluation_images=4, centre_images=128)
+    engine = make_engine(callbacks=[callback(recipe=recipe)], max_epochs=1)
+    engine.fit(make_patchcore(), datamodule=phantom(phantom_root, num_workers=workers, seed=0))
+    assert [epoch for epoch, _ in batches] == [0] * 4
+    images = torch.cat([images for _, images in batches])
+    assert len(torch.unique(images.flatten(1), dim=0)) == 16
+
+
 def test_no_more_images_are_held_out_than_the_choice_looks_at(phantom_root: Path) -> None:
     data = phantom(phantom_root, seed=0)
     data.setup()

@@ -179,24 +179,6 @@ def test_mixed_precision_trains_towards_the_same_weights(
     assert torch.nn.functional.cosine_similarity(exact, mixed, dim=0) > 0.9
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_looking_at_the_training_images_takes_no_batch_from_the_training(
-    workers: int, make_msacl: Make, make_engine: Make, phantom_root: Path
-) -> None:
-    batches: list[tuple[int, torch.Tensor]] = []
-
-    class Watch(Callback):
-        def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
-            batches.append((trainer.current_epoch, arguments[1].image))
-
-    msacl = make_msacl(Recipe(max_steps=4, batch_size=4, evaluations=1, evaluation_images=8, centre_images=128))
-    data = phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.2, seed=0, num_workers=workers)
-    make_engine(max_steps=4, accumulate_grad_batches=1, callbacks=[Watch()]).fit(msacl, datamodule=data)
-    assert [epoch for epoch, _ in batches][:4] == [0] * 4
-    first = torch.cat([images for epoch, images in batches if epoch == 0])
-    assert len(torch.unique(first.flatten(1), dim=0)) == 16
-
-
 def test_a_loader_under_way_is_not_disturbed() -> None:
     data = TensorDataset(torch.arange(6))
     loader = DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True)
@@ -223,6 +205,14 @@ def test_test_images_that_would_choose_the_weights_are_told(
     with caplog.at_level(logging.WARNING):
         make_engine(max_steps=1).fit(make_msacl(), datamodule=data)
     assert ("validation and test share images" in caplog.text) is told
+
+
+def test_a_datamodule_without_validation_images_is_refused(
+    make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    data = phantom(phantom_root, val_split_mode="none", seed=0)
+    with pytest.raises(InputError, match=r"no validation images.*set its val_split_mode"):
+        make_engine(max_steps=1).fit(make_msacl(), datamodule=data)
 
 
 def test_too_few_held_out_images_are_told(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:

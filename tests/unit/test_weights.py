@@ -434,3 +434,20 @@ def test_layers_that_the_architecture_does_not_have_are_told_before_the_training
     folder = save_backbone(model, "test_resnet", tmp_path / "weights", "", {}, ["layer9"], deviation=0.1)
     with pytest.raises(InputError, match=r"made for the layer 'layer9', which test_resnet does not have"):
         Msacl("test_resnet", str(folder))
+
+
+@pytest.mark.parametrize(
+    "change", [{"mean": 5}, {"mean": "abc"}, {"std": [0.5]}, {"input_size": 5}, {"input_size": ["3", "64", "64"]}]
+)
+def test_a_description_that_makes_no_sense_is_told(change: dict[str, Any], tmp_path: Path) -> None:
+    model = create_backbone("test_resnet", "random")[0]
+    entry = {"layers": ["layer2"], "deviation": 0.1, **change}
+    torch.save({"state_dict": model.state_dict(), "msacl": entry}, tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match="but must be three numbers"):
+        create_backbone("test_resnet", str(tmp_path / "model.ckpt"))
+
+
+def test_other_things_of_that_name_in_a_file_are_passed_over(tmp_path: Path) -> None:
+    model = create_backbone("test_resnet", "random")[0]
+    save_file({**model.state_dict(), "msacl": torch.zeros(3)}, tmp_path / "x.safetensors")
+    assert create_backbone("test_resnet", str(tmp_path / "x.safetensors"))[1].layers == ()
