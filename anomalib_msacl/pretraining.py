@@ -32,7 +32,7 @@ from anomalib_msacl.model import LesionHead, MsaclModel, class_separation
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.selection import UNTOUCHED, KeepBest, held_out_images, normal_images, undisturbed
 from anomalib_msacl.views import WeakView
-from anomalib_msacl.weights import architecture_of, check_target, create_backbone, save_backbone
+from anomalib_msacl.weights import architecture_of, check_target, create_backbone, for_each_channel, save_backbone
 from anomalib_msacl.whitening import realign, rescale, whiten
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Msacl(AnomalibModule):
         self.weights_dir = weights_dir
         self.train_lesion_head = train_lesion_head
         network, self.origin = create_backbone(backbone, weights, backbone_args)
-        self.mean, self.std = tuple(mean or self.origin.mean), tuple(std or self.origin.std)
+        self.mean, self.std = for_each_channel(mean or self.origin.mean), for_each_channel(std or self.origin.std)
         encoder = Encoder(network, layers, self.mean, self.std, self.recipe.frozen_stride, self.recipe.train_batch_norm)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)

@@ -361,7 +361,7 @@ def _load_path(
         saved = own
     _load(model, _tensors(content), str(path))
     _check_description(saved, path)
-    mean, std = tuple(saved.get("mean") or mean), tuple(saved.get("std") or std)
+    mean, std = for_each_channel(saved.get("mean") or mean), for_each_channel(saved.get("std") or std)
     made_for = _made_for(own, saved, path) if own else ()
     return Origin(f"{kind}: {path.name}", saved.get("license"), mean, std, *made_for)
 
@@ -370,9 +370,15 @@ def _check_description(saved: Mapping[str, Any], path: Path) -> None:
     """Refuse a normalisation or an input size that is none; others may have written it."""
     for name in ("mean", "std", "input_size"):
         value = saved.get(name)
-        numbers = isinstance(value, list | tuple) and len(value) == _CHANNELS and all(map(_is_number, value))
-        if value and not numbers:
+        numbers = isinstance(value, list | tuple) and all(map(_is_number, value))
+        lengths = {_CHANNELS} if name == "input_size" else {1, _CHANNELS}
+        if value and not (numbers and len(value) in lengths):
             raise InputError(f"weights {path}: {name} is {value!r}, but must be three numbers; mend it, or remove it.")
+
+
+def for_each_channel(values: Sequence[float]) -> tuple[float, ...]:
+    """Return a mean or standard deviation for each channel; one alone stands for all, as in torchvision."""
+    return tuple(values) * (_CHANNELS if len(values) == 1 else 1)
 
 
 def _is_number(value: Any) -> bool:

@@ -437,7 +437,15 @@ def test_layers_that_the_architecture_does_not_have_are_told_before_the_training
 
 
 @pytest.mark.parametrize(
-    "change", [{"mean": 5}, {"mean": "abc"}, {"std": [0.5]}, {"input_size": 5}, {"input_size": ["3", "64", "64"]}]
+    "change",
+    [
+        {"mean": 5},
+        {"mean": "abc"},
+        {"std": [0.5, 0.5]},
+        {"input_size": 5},
+        {"input_size": [64]},
+        {"input_size": ["3", "64", "64"]},
+    ],
 )
 def test_a_description_that_makes_no_sense_is_told(change: dict[str, Any], tmp_path: Path) -> None:
     model = create_backbone("test_resnet", "random")[0]
@@ -451,3 +459,11 @@ def test_other_things_of_that_name_in_a_file_are_passed_over(tmp_path: Path) -> 
     model = create_backbone("test_resnet", "random")[0]
     save_file({**model.state_dict(), "msacl": torch.zeros(3)}, tmp_path / "x.safetensors")
     assert create_backbone("test_resnet", str(tmp_path / "x.safetensors"))[1].layers == ()
+
+
+def test_one_number_stands_for_all_channels(tmp_path: Path) -> None:
+    model = create_backbone("test_resnet", "random")[0]
+    folder = save_backbone(model, "test_resnet", tmp_path / "weights", "", {"mean": [0.5], "std": [0.2]})
+    origin = create_backbone("test_resnet", str(folder))[1]
+    assert (origin.mean, origin.std) == ((0.5,) * 3, (0.2,) * 3)
+    assert origin.mismatch([], [0.5] * 3, [0.2] * 3, None) == ""
