@@ -244,8 +244,7 @@ def _known(pl_module: LightningModule, trainer: Trainer) -> tuple[AnomalibModule
             f"MsaclPretraining needs a model and a datamodule of anomalib, but got {type(pl_module).__name__} and "
             f"{type(datamodule).__name__}; pass datamodule=... to the engine."
         )
-    if trainer.limit_val_batches != 0:
-        check_validation(datamodule)
+    check_validation(datamodule, trainer)
     return pl_module, datamodule
 
 

@@ -151,8 +151,6 @@ class LesionMix:
             raise InputError(f"families is {list(families)}, but must name at least one of {', '.join(NAMES)}.")
         self.families = tuple(families)
         self.medmix = medmix or MedMix()
-        # Every pixel is above -1.
-        self._threshold = self.medmix.foreground_threshold if self.medmix.keep_on_foreground else -1.0
 
     @torch.no_grad()
     def synthesize(
@@ -192,7 +190,7 @@ class LesionMix:
         """Add one lesion to each of the images of the given rows."""
         with torch.autocast(images.device.type, enabled=False):
             before = images[rows].float()
-            after, opacity = family(before, draw, self._threshold)
+            after, opacity = family(before, draw, self.medmix.tissue_above)
         inside = opacity > _FAINTEST
         after = torch.where(inside, after.clamp(0, 1), before).to(images.dtype)
         added = torch.maximum(masks[rows], inside.to(masks.dtype))

@@ -286,11 +286,14 @@ class MedMix(Transform):  # type: ignore[misc]  # torchvision ships no types
             centre[rows] = candidates[rows, best]
         return centre
 
+    @property
+    def tissue_above(self) -> float:
+        """Threshold of the tissue; below 0, where all is tissue, unless lesions are to keep to it."""
+        return self.foreground_threshold if self.keep_on_foreground else -1.0
+
     def _weights(self, images: Tensor) -> Tensor:
         """Return for each image how likely a lesion lies in each cell, shape ``(B, cells, cells)``."""
-        if not self.keep_on_foreground:
-            return torch.ones(len(images), _GRID, _GRID, device=images.device)
-        fraction = foreground_fraction(images, self.foreground_threshold, _GRID)
+        fraction = foreground_fraction(images, self.tissue_above, _GRID)
         # Cells whose neighbourhood is tissue too; thin structures fall back to whatever tissue there is.
         around = F.avg_pool2d(fraction[:, None], 7, 1, 3, count_include_pad=False)[:, 0]
         inner = torch.where((around > 0.9) & (fraction > 0.9), 1.0, 0.0)

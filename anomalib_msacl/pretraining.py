@@ -209,8 +209,7 @@ class Msacl(AnomalibModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, AnomalibDataModule):
             check_datamodule(datamodule)
-            if self.trainer.limit_val_batches != 0:
-                check_validation(datamodule)
+            check_validation(datamodule, self.trainer)
             self._warn_of(datamodule)
         if self.trainer.max_steps == -1:  # the trainer names no steps of its own
             self.trainer.fit_loop.epoch_loop.max_steps = self.recipe.max_steps

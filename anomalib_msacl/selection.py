@@ -47,6 +47,11 @@ class Score(NamedTuple):
     pixel_auroc: float
     distances: Tensor | None = None
 
+    @property
+    def held_out(self) -> int | None:
+        """Number of held-out normal images; None without distances."""
+        return None if self.distances is None else self.distances.shape[1] // (1 + _LESIONS)
+
 
 def standard_error(first: Score, second: Score) -> float:
     """Return the standard error of the difference of two image AUROC, by a bootstrap over the normal images.
@@ -61,7 +66,7 @@ def standard_error(first: Score, second: Score) -> float:
     if first.distances is None or second.distances is None:
         return 0.0
     copies = 1 + _LESIONS  # the lesion images are copies of the normal ones, in the same order
-    images = first.distances.shape[1] // copies
+    images = cast("int", first.held_out)
     if images < _FEWEST or first.distances.shape != second.distances.shape:
         return math.inf
     generator = torch.Generator().manual_seed(0)
@@ -295,7 +300,7 @@ class KeepBest(Callback):
             f"{untouched.pixel_auroc:.3f} -> {kept.pixel_auroc:.3f} (untouched -> kept)"
         )
         if self.best_step == last:
-            few = kept.distances is not None and kept.distances.shape[1] < _FEWEST * (1 + _LESIONS)
+            few = kept.held_out is not None and kept.held_out < _FEWEST
             reason = f"fewer than {_FEWEST} cannot tell which is better" if few else "none was clearly better"
             return (
                 f"MSACL: the last step, {last}, is kept: {reason} on held-out normal images with synthetic lesions; "

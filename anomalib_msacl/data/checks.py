@@ -10,6 +10,7 @@ from pathlib import Path
 
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName
+from lightning.pytorch import Trainer
 from PIL import Image, UnidentifiedImageError
 
 from anomalib_msacl.data.raster import sample_bits, warn_of_lost_bits
@@ -76,16 +77,17 @@ def check_datamodule(
     return {path: found[path].sha256 for path in train}
 
 
-def check_validation(datamodule: AnomalibDataModule) -> None:
+def check_validation(datamodule: AnomalibDataModule, trainer: Trainer) -> None:
     """Check that there is a validation set, without which anomalib fails when it fits.
 
     Args:
         datamodule: The datamodule, after ``setup()``.
+        trainer: The trainer that will fit; it may do without validation.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, and the trainer validates.
     """
-    if not hasattr(datamodule, "val_data"):
+    if trainer.limit_val_batches != 0 and not hasattr(datamodule, "val_data"):
         raise InputError(
             f"the datamodule {datamodule.name} has no validation images, which anomalib asks for; set its "
             "val_split_mode to from_train, from_test or synthetic, or trainer.limit_val_batches to 0."

@@ -77,8 +77,8 @@ def fixed(model: str, kind: str) -> bool:
     return model in ONE_IMAGE and kind in QUANTISED
 
 
-def data(root: Path, batch: int = 32, resize: bool = False) -> dict[str, Any]:
-    """Return a datamodule that validates on one half of the test images."""
+def data(root: Path, one_image: bool = False) -> dict[str, Any]:
+    """Return a datamodule that validates on one half of the test images, or on these one by one, of one size."""
     arguments = {
         "name": root.name,
         "root": str(root),
@@ -89,9 +89,9 @@ def data(root: Path, batch: int = 32, resize: bool = False) -> dict[str, Any]:
         "val_split_mode": "same_as_test",
         "num_workers": 0,
         "train_batch_size": 32,
-        "eval_batch_size": batch,
+        "eval_batch_size": 1 if one_image else 32,
     }
-    if resize:
+    if one_image:
         transform = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": list(SIZE)}}
         arguments |= {"val_augmentations": transform, "test_augmentations": transform}
     return {"class_path": "anomalib.data.Folder", "init_args": arguments}
@@ -145,7 +145,7 @@ def export_arguments(model: str, kind: str, root: Path) -> list[str]:
     if kind in {"fp16", "int8", "int8_ptq", "int8_acq"}:
         arguments += ["--compression_type", kind.upper()]
     if kind in QUANTISED:
-        datamodule = data(root, 1 if model in ONE_IMAGE else 32, fixed(model, kind))
+        datamodule = data(root, one_image=model in ONE_IMAGE)
         arguments += ["--data", datamodule["class_path"]]
         given = {key: value for key, value in datamodule["init_args"].items() if value is not None}
         arguments += [f"--data.{key}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in given.items()]
@@ -173,7 +173,7 @@ def quantize_backbone(root: Path, model: str) -> None:
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
     network = openvino.Core().read_model(exported(root, model, "fp32"))
-    datamodule = Folder(**data(root, 1)["init_args"])
+    datamodule = Folder(**data(root)["init_args"] | {"eval_batch_size": 1})
     datamodule.setup()
     images = nncf.Dataset(datamodule.val_dataloader(), lambda batch: batch.image.numpy())
     nodes = network.get_ordered_ops()
