@@ -1,13 +1,43 @@
 """MSACL / PMSACL pre-training on normal images, as a plug-in of anomalib.
 
-The names below are all that most users need; see the modules for the pure functions behind them.
+The names below are all that most users need. Each is imported when it is first used, so that the command line answers
+at once; ``anomalib.models.get_model("msacl")`` knows the model once ``anomalib_msacl.Msacl`` was imported.
 """
 
-from anomalib_msacl.callback import MsaclPretraining
-from anomalib_msacl.errors import InputError
-from anomalib_msacl.medmix import MedMix
-from anomalib_msacl.pretraining import Msacl
-from anomalib_msacl.recipe import Recipe
+from __future__ import annotations
 
-__all__ = ["InputError", "MedMix", "Msacl", "MsaclPretraining", "Recipe"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anomalib_msacl.callback import MsaclPretraining
+    from anomalib_msacl.detectors.msacl import Msacl
+    from anomalib_msacl.errors import InputError
+    from anomalib_msacl.medmix import MedMix
+    from anomalib_msacl.pretraining import Pretrained, pretrain
+    from anomalib_msacl.recipe import Recipe
+
+__all__ = ["InputError", "MedMix", "Msacl", "MsaclPretraining", "Pretrained", "Recipe", "pretrain"]
 __version__ = "0.2.0.dev0"
+
+_HOME = {
+    "InputError": "errors",
+    "MedMix": "medmix",
+    "Msacl": "detectors.msacl",
+    "MsaclPretraining": "callback",
+    "Pretrained": "pretraining",
+    "Recipe": "recipe",
+    "pretrain": "pretraining",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names too."""
+    return sorted({*globals(), *__all__})

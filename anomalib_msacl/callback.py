@@ -5,34 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
-from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize
 
+from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
+from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.data.checks import check_datamodule, check_validation
-from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
-from anomalib_msacl.hand_over import PretrainedBackbone, check_kind, find_backbone
-from anomalib_msacl.pretraining import Msacl, transform_parts
+from anomalib_msacl.detectors.msacl import Msacl
+from anomalib_msacl.errors import InputError, show_in_one_line
+from anomalib_msacl.pretraining.images import NormalImages
+from anomalib_msacl.pretraining.lightning_model import make_trainer
+from anomalib_msacl.pretraining.pipeline import pretrain
+from anomalib_msacl.pretraining.preparation import check_trainable, encoder_for, transform_parts
 from anomalib_msacl.recipe import Recipe
-from anomalib_msacl.weights import create_backbone, digest
+from anomalib_msacl.transfer import PretrainedBackbone, check_kind, find_backbone
 
 logger = logging.getLogger(__name__)
 
-if Path(sys.argv[0]).stem == "anomalib":  # anomalib's models are built before any object of this package
-    show_input_errors_as_one_line()
-
-_FORMAT = 5  # raise when weights of an older format must not be reused
+_FORMAT = 6  # raise when weights of an older format must not be reused
 _UNIT = 1.0
 
 
@@ -45,7 +46,7 @@ class MsaclPretraining(Callback):
 
     Args:
         weights: Initial weights: ``timm``, ``torchvision``, ``offline``, ``random``, ``hf-hub:OWNER/NAME`` or a
-            path; see :func:`anomalib_msacl.weights.create_backbone`. None takes those that the model was built with.
+            path; see :func:`anomalib_msacl.backbone.create_backbone`. None takes those that the model was built with.
         recipe: How to pre-train.
         root: Folder for pre-trained weights. A run with the same images, recipe and initial weights reuses them.
 
@@ -59,7 +60,6 @@ class MsaclPretraining(Callback):
         recipe: Recipe | None = None,
         root: str | Path = "results/msacl",
     ) -> None:
-        show_input_errors_as_one_line()
         self.weights = weights
         self.recipe = Recipe.of(recipe)
         self.root = Path(root)
@@ -70,6 +70,11 @@ class MsaclPretraining(Callback):
         del trainer, stage
         if isinstance(pl_module, AnomalibModule):
             check_kind(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let a command line end in one sentence instead of a traceback where the input is at fault."""
+        del trainer, pl_module
+        show_in_one_line(exception)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pre-train and hand over; not in ``setup``, where a checkpoint to resume from is not known yet."""
@@ -89,46 +94,39 @@ class MsaclPretraining(Callback):
         """Check everything, find or make the weights, and put them into the model."""
         target = find_backbone(model)
         digests = check_datamodule(datamodule)
-        msacl = self._msacl(model, target)
-        if msacl.input_size:
-            target.check_size(msacl.input_size)
-        self.directory = (
-            self.root / f"{msacl.architecture}-{self._key(msacl, datamodule, digests, trainer.precision)[:12]}"
-        )
+        task = self._task(model, target)
+        if model.input_size:
+            target.check_size(model.input_size)
+        key = self._key(task, datamodule, digests, trainer.precision)
+        self.directory = self.root / f"{task.provenance.architecture}-{key[:12]}"
         if (self.directory / "config.json").is_file():
             logger.info("MSACL: same images, recipe and initial weights as before: reusing %s.", self.directory)
-            backbone = create_backbone(msacl.architecture, str(self.directory), target.model_args)[0]
         else:
-            target.fill(msacl.encoder.backbone)  # fails now or never
-            self._pretrain(msacl, trainer, datamodule, digests)
-            # The saved weights may have another scale than those that were trained.
-            backbone = create_backbone(msacl.architecture, str(self.directory), target.model_args)[0]
-        target.fill(backbone)
+            target.fill(task.encoder.backbone)  # fails now or never
+            self._pretrain(task, trainer, datamodule, digests)
+        # The saved weights may have another scale than those that were trained.
+        target.fill(create_backbone(task.provenance.architecture, str(self.directory), target.model_args).model)
         logger.info(
             "MSACL: %s of %s has the weights of %s.", ", ".join(target.networks), type(model).__name__, self.directory
         )
 
-    def _msacl(self, model: AnomalibModule, target: PretrainedBackbone) -> Msacl:
-        """Build the pre-training model for the backbone, layers, size and normalisation of a model."""
+    def _task(self, model: AnomalibModule, target: PretrainedBackbone) -> _Task:
+        """Return what is pre-trained: the backbone, layers, size and normalisation of a model."""
         weights = self.weights or _weights_of(model, target)
-        transforms = transform_parts(getattr(model.pre_processor, "transform", None))
-        normalise = next((part for part in transforms if isinstance(part, Normalize)), None)
-        resize = [part for part in transforms if not isinstance(part, Normalize)]
-        return Msacl(
-            backbone=target.architecture,
-            weights=weights,
-            layers=target.layers,
-            recipe=self._recipe_for(model),
-            weights_dir=None,
-            mean=normalise.mean if normalise else (0.0, 0.0, 0.0),
-            std=normalise.std if normalise else (1.0, 1.0, 1.0),
-            train_lesion_head=False,
-            backbone_args=dict(target.model_args),
-            pre_processor=PreProcessor(transform=Compose(resize)) if resize else False,
-            post_processor=False,
-            evaluator=False,
-            visualizer=False,
+        parts = transform_parts(getattr(model.pre_processor, "transform", None))
+        normalise = next((part for part in parts if isinstance(part, Normalize)), None)
+        others = [part for part in parts if not isinstance(part, Normalize)]
+        recipe = self._recipe_for(model)
+        encoder, provenance = encoder_for(
+            create_backbone(target.architecture, weights, target.model_args),
+            recipe,
+            target.layers,
+            normalise.mean if normalise else (0.0, 0.0, 0.0),
+            normalise.std if normalise else (1.0, 1.0, 1.0),
+            model.input_size,
         )
+        check_trainable(encoder, recipe, provenance.architecture, model.input_size)
+        return _Task(encoder, provenance, recipe, Compose(others) if others else None)
 
     def _recipe_for(self, model: AnomalibModule) -> Recipe:
         """Return the recipe with the scale of feature maps that suits a model, unless the user names one.
@@ -136,70 +134,81 @@ class MsaclPretraining(Callback):
         Memory banks and Gaussians do not mind small features, or want them: PaDiM's ridge. What learns a network on
         them does.
         """
-        learns = not isinstance(model, MemoryBankMixin)
-        return replace(self.recipe, deviation=_UNIT) if learns and self.recipe.deviation is None else self.recipe
+        whitening = self.recipe.whitening
+        if isinstance(model, MemoryBankMixin) or whitening.saved_std is not None:
+            return self.recipe
+        return replace(self.recipe, whitening=replace(whitening, saved_std=_UNIT))
 
-    def _key(self, msacl: Msacl, datamodule: AnomalibDataModule, digests: dict[str, str], precision: str) -> str:
+    @staticmethod
+    def _key(task: _Task, datamodule: AnomalibDataModule, digests: Mapping[str, str], precision: str) -> str:
         """Return a hash of everything that the pre-trained weights follow from."""
         content = {
             "format": _FORMAT,
-            "recipe": msacl.recipe.plain(),
+            "recipe": task.recipe.plain(),
             "precision": _precision(precision),
             "images": sorted(digests.values()),
-            "initial": digest(msacl.encoder.backbone.state_dict()),
-            "layers": msacl.encoder.layers,
-            "made_for": list(msacl.made_for),
-            "model_args": dict(msacl.origin.model_args),
-            "normalisation": [list(msacl.mean), list(msacl.std)],
-            "transforms": [repr(getattr(msacl.pre_processor, "transform", None)), repr(datamodule.train_augmentations)],
+            "initial": digest(task.encoder.backbone.state_dict()),
+            "layers": task.encoder.layers,
+            "made_for": task.provenance.own_entry(),
+            "model_args": dict(task.provenance.model_args),
+            "normalisation": [list(task.provenance.mean), list(task.provenance.std)],
+            "transforms": [repr(task.transform), repr(datamodule.train_augmentations)],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
-    def _pretrain(self, msacl: Msacl, outer: Trainer, datamodule: AnomalibDataModule, digests: dict[str, str]) -> None:
+    def _pretrain(
+        self, task: _Task, outer: Trainer, datamodule: AnomalibDataModule, digests: Mapping[str, str]
+    ) -> None:
         """Pre-train with a trainer of its own and save the weights."""
-        msacl.weights_dir = self.directory
-        if self.recipe.max_steps == 0:
-            msacl.save_weights(cast("Path", self.directory), datamodule)
-            return
-        images = _TrainingImages(datamodule, self.recipe, digests)
+        directory = self.directory or self.root
+        split = _Split(datamodule, task.recipe, digests)
         logger.info(
             "MSACL: pre-training %s for %d steps on %d normal images, %d held out.",
-            *(msacl.architecture, self.recipe.max_steps, len(images.train_data), len(images.val_data)),
+            *(task.provenance.architecture, task.recipe.max_steps, len(split.training), len(split.held_out)),
         )
         device = outer.strategy.root_device
-        trainer = Trainer(
+        trainer = make_trainer(
+            task.recipe,
             accelerator={"cuda": "gpu"}.get(device.type, device.type),
             devices=[device.index] if device.index is not None else 1,
             precision=_precision(outer.precision),
-            max_steps=self.recipe.max_steps,
-            max_epochs=-1,
-            accumulate_grad_batches=self.recipe.accumulate,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            log_every_n_steps=10,
-            logger=CSVLogger(self.root, name="logs", version=cast("Path", self.directory).name),
-            enable_checkpointing=False,
-            enable_model_summary=False,
+            logger=CSVLogger(self.root, name="logs", version=directory.name),
             enable_progress_bar=outer.progress_bar_callback is not None,
             default_root_dir=self.root,
         )
-        trainer.fit(msacl, datamodule=images)
+        training, held_out = (NormalImages(loader, task.transform) for loader in split.loaders())
+        found = pretrain(task.encoder, task.provenance, training, held_out, task.recipe, trainer)
+        found.save(directory, datamodule.name, len(datamodule.train_data))
 
 
-class _TrainingImages(LightningDataModule):
+@dataclass(frozen=True)
+class _Task:
+    """What is pre-trained.
+
+    Attributes:
+        encoder: Backbone and layers, with the initial weights.
+        provenance: Where these come from.
+        recipe: How to pre-train.
+        transform: Brings images to the model's size; None leaves them.
+    """
+
+    encoder: Encoder
+    provenance: Provenance
+    recipe: Recipe
+    transform: Compose | None
+
+
+class _Split:
     """The training images of a datamodule, a part of them held out for the choice of the weights.
 
     No more are held out than the choice looks at. Copies of held-out images are left out of the training: a choice on
     images that it has seen sees nothing.
     """
 
-    def __init__(self, datamodule: AnomalibDataModule, recipe: Recipe, digests: dict[str, str]) -> None:
-        super().__init__()
-        self.name = datamodule.name
-        self.recipe = recipe
-        data = datamodule.train_data
+    def __init__(self, datamodule: AnomalibDataModule, recipe: Recipe, digests: Mapping[str, str]) -> None:
+        data, choice = datamodule.train_data, recipe.choice
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-        share = min(max(1, round(recipe.held_out * len(data))), recipe.evaluation_images) if recipe.evaluations else 0
+        share = min(max(1, round(choice.held_out * len(data))), choice.images) if choice.evaluations else 0
         held_out, rest = order[:share], order[share:]
         # Files of `MedicalFolder` may hold several images, which it tells apart itself.
         medical = "pixels" in data.samples
@@ -210,22 +219,23 @@ class _TrainingImages(LightningDataModule):
             logger.warning("MSACL: all training images are copies of held-out ones, so that the choice sees nothing.")
         elif len(others) < len(rest):
             logger.info("MSACL: %d copies of held-out images are not trained with.", len(rest) - len(others))
-        self.val_data = data.subsample(sorted(held_out))
-        self.train_data = data.subsample(sorted(others or rest))
-        self.collate = datamodule.external_collate_fn or data.collate_fn
-        self.workers = datamodule.num_workers
+        self.held_out: Any = data.subsample(sorted(held_out))
+        self.training: Any = data.subsample(sorted(others or rest))
+        self._batch_size = recipe.batch_size
+        self._collate = datamodule.external_collate_fn or data.collate_fn
+        self._workers = datamodule.num_workers
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        size = min(self.recipe.batch_size, len(self.train_data))
-        return self._loader(self.train_data, batch_size=size, shuffle=True, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return self._loader(self.val_data, batch_size=self.recipe.batch_size) if len(self.val_data) else []
+    def loaders(self) -> tuple[Any, Any]:
+        """Return loaders of the training images, shuffled, and of those that are held out."""
+        size = min(self._batch_size, len(self.training))
+        training = self._loader(self.training, batch_size=size, shuffle=True, drop_last=True)
+        held_out = self._loader(self.held_out, batch_size=self._batch_size) if len(self.held_out) else []
+        return training, held_out
 
     def _loader(self, data: Any, **options: Any) -> DataLoader[Any]:
-        persistent = self.workers > 0
+        persistent = self._workers > 0
         return DataLoader(
-            data, collate_fn=self.collate, num_workers=self.workers, persistent_workers=persistent, **options
+            data, collate_fn=self._collate, num_workers=self._workers, persistent_workers=persistent, **options
         )
 
 

@@ -1,16 +1,18 @@
-"""Errors about what the user gave, and how they are shown on the command line."""
+"""Errors about what the user gave, and how a command line shows them."""
+
+from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, ClassVar
-
-from huggingface_hub.errors import LocalEntryNotFoundError
-
-ExceptHook = Callable[[type[BaseException], BaseException, TracebackType | None], Any]
 
 _NAMED = 5  # names that a sentence has room for
+
+# Messages that were raised inside of `one_line_errors`; None outside of it.
+_raised: ContextVar[list[str] | None] = ContextVar("raised", default=None)
 
 # What timm says, and what a person can do about it.
 _UNKNOWN_MODEL = re.compile(r"Unknown model \(([^)]*)\)")
@@ -31,64 +33,85 @@ class InputError(ValueError):
             blanks.
     """
 
-    _latest_message: ClassVar[str] = "\0"  # no message contains it
-
     def __init__(self, message: str) -> None:
-        """Keep the message, and remember it as the latest."""
+        """Keep the message in one line."""
         line = " ".join(message.splitlines())
         super().__init__(line)
-        InputError._latest_message = line
-
-    @classmethod
-    def message_behind(cls, error: BaseException) -> str:
-        """Give the message of the input error that an exception is or quotes, empty where there is none.
-
-        When the constructor of a class named in YAML raises, jsonargparse may raise a ``ValueError`` of its own that
-        quotes the message among others and is not linked to the first error. An unknown backbone is timm's error and a
-        hub out of reach that of the hub's client, raised while anomalib builds its own model, before any code of this
-        package runs; they are told here because they are the commonest slips of all.
-
-        Args:
-            error: Any exception.
-        """
-        if isinstance(error, cls):
-            return str(error)
-        if isinstance(error, TypeError | ValueError) and cls._latest_message in str(error):
-            return cls._latest_message
-        if isinstance(error, LocalEntryNotFoundError):
-            return _UNREACHABLE
-        unknown = _UNKNOWN_MODEL.search(str(error)) if isinstance(error, RuntimeError | ValueError) else None
-        return _UNKNOWN_BACKBONE.format(unknown.group(1)) if unknown else ""
+        raised = _raised.get()
+        if raised is not None:
+            raised.append(line)
 
 
-class _OneLineHook:
-    """Exception hook that prints an :class:`InputError` as one line and hands on every other exception.
+@contextmanager
+def one_line_errors(program: str = "anomalib-msacl") -> Iterator[None]:
+    """Let a command line end in one sentence instead of a traceback where the input is at fault.
 
     Args:
-        previous: The hook that shows all other exceptions.
+        program: Name that the sentence begins with.
+
+    Raises:
+        SystemExit: With status 1, in place of an error of the input. Every other error passes.
     """
+    raised: list[str] = []
+    token = _raised.set(raised)
+    try:
+        yield
+    except Exception as error:
+        sentence = sentence_of(error, raised)
+        if not sentence:
+            raise
+        sys.stderr.write(f"{program}: error: {sentence}\n")
+        raise SystemExit(1) from error
+    finally:
+        _raised.reset(token)
 
-    def __init__(self, previous: ExceptHook) -> None:
-        self.previous = previous
 
-    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """Show an uncaught exception on stderr; the arguments are those of ``sys.excepthook``."""
-        message = InputError.message_behind(error)
-        if message:
-            sys.stderr.write(f"anomalib-msacl: error: {message}\n")
+def sentence_of(error: BaseException, raised: Sequence[str] = ()) -> str:
+    """Return the sentence of the input error that an exception is or quotes; empty where there is none.
+
+    When the constructor of a class named in YAML raises, jsonargparse raises an error of its own that quotes the
+    message and is not linked to the first error. An unknown backbone is timm's error, and a hub out of reach that of
+    the hub's client: both are told here, because they are the commonest slips of all.
+
+    Args:
+        error: Any exception.
+        raised: Messages of the input errors that were raised before.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, TypeError | ValueError):
+        quoted = [message for message in raised if message in str(error)]
+        if quoted:
+            return quoted[-1]
+    if type(error).__name__ == "LocalEntryNotFoundError":  # of huggingface_hub, whose import takes its time
+        return _UNREACHABLE
+    unknown = _UNKNOWN_MODEL.search(str(error)) if isinstance(error, RuntimeError | ValueError) else None
+    return _UNKNOWN_BACKBONE.format(unknown.group(1)) if unknown else ""
+
+
+def show_in_one_line(error: BaseException, program: str = "anomalib-msacl") -> None:
+    """Print one line instead of a traceback if this very error ends the program.
+
+    For errors that are raised while somebody else's command line runs, such as ``anomalib train``. The first uncaught
+    exception, this one or another, puts the hook that was in force before back.
+
+    Args:
+        error: The error that is on its way; nothing is done where the input is not at fault.
+        program: Name that the sentence begins with.
+    """
+    sentence = sentence_of(error)
+    if not sentence:
+        return
+    previous = sys.excepthook
+
+    def show(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        sys.excepthook = previous
+        if value is error:
+            sys.stderr.write(f"{program}: error: {sentence}\n")
         else:
-            self.previous(kind, error, trace)
+            previous(kind, value, trace)
 
-
-def show_input_errors_as_one_line() -> None:
-    """Let an uncaught :class:`InputError` print one line instead of a traceback.
-
-    Wraps the hook that is in force now, so that it also works after anomalib's command line has put its own one
-    there. A second call changes nothing, unless the hook was replaced in between: then it is wrapped again. The
-    exit status stays Python's own, 1.
-    """
-    if not isinstance(sys.excepthook, _OneLineHook):
-        sys.excepthook = _OneLineHook(sys.excepthook)
+    sys.excepthook = show
 
 
 def name_some(names: Sequence[str], separator: str = ", ") -> str:
@@ -102,3 +125,12 @@ def name_some(names: Sequence[str], separator: str = ", ") -> str:
     listed = separator.join(names[:_NAMED])
     hidden = len(names) - _NAMED
     return f"{listed} and {hidden} more" if hidden > 0 else listed
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error with its type, short enough to stand in a sentence.
+
+    >>> first_line(KeyError("a"))
+    "KeyError: 'a'"
+    """
+    return f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0].split('. ')[0]}".rstrip(".")

@@ -15,12 +15,28 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import Msacl, Recipe
 from anomalib_msacl.data import Phantom
+from anomalib_msacl.recipe import RENAMED
 
 # The tensors of these tests are small: on a shared machine threads cost more than they give.
 torch.set_num_threads(1)
 
 TINY: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "accumulate": 1, "evaluations": 2}
 TINY |= {"evaluation_images": 8, "centre_images": 8, "whitening": 0.0}
+
+
+def make_recipe(**settings: Any) -> Recipe:
+    """Return a recipe from flat names, which keep the tests short: ``make_recipe(dense=0.5, evaluations=0)``."""
+    plain: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name == "train_batch_norm":
+            plain.setdefault("freeze", {})["batch_norm"] = not value
+            continue
+        part, _, inner = RENAMED.get(name, name).partition(".")
+        if inner:
+            plain.setdefault(part, {})[inner] = value
+        else:
+            plain[part] = value
+    return Recipe.of(plain)
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +56,7 @@ def phantom(root: Path, **options: Any) -> Phantom:
 @pytest.fixture
 def tiny_recipe() -> Callable[..., Recipe]:
     """A recipe of a few small steps, with changes."""
-    return lambda **changes: Recipe(**{**TINY, **changes})
+    return lambda **changes: make_recipe(**{**TINY, **changes})
 
 
 @pytest.fixture

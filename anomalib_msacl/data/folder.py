@@ -8,7 +8,7 @@ from typing import Any
 from anomalib.data import Folder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
+from anomalib_msacl.errors import InputError
 
 Directories = str | Path | Sequence[str | Path] | None
 
@@ -40,7 +40,6 @@ class CheckedFolder(Folder):
         **kwargs: Any,
     ) -> None:
         """Keep the settings; the class describes them."""
-        show_input_errors_as_one_line()
         super().__init__(name=name, normal_dir=normal_dir, root=root, num_workers=num_workers, **kwargs)
 
     def _setup(self, _stage: str | None = None) -> None:

@@ -29,7 +29,7 @@ from anomalib_msacl.data.reader import Contents, ImageReader, kind_of
 from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.data.splits import split_by_patient
 from anomalib_msacl.data.validation import hold_out_with_lesions
-from anomalib_msacl.errors import InputError, name_some, show_input_errors_as_one_line
+from anomalib_msacl.errors import InputError, name_some
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,6 @@ class MedicalDataModule(AnomalibDataModule):
         num_workers: int = 0,
         **kwargs: Any,
     ) -> None:
-        show_input_errors_as_one_line()
         self.medmix_validation = val_split_mode == MEDMIX
         if not self.medmix_validation and val_split_mode not in _VAL_SPLITS:
             modes = ", ".join(mode.value for mode in _VAL_SPLITS)

@@ -24,7 +24,7 @@ from numpy.random import Generator
 from PIL import Image
 from torchvision.transforms.v2 import Transform
 
-from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
+from anomalib_msacl.errors import InputError
 
 Floats = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
@@ -92,7 +92,6 @@ class Phantom(Folder):
         val_split_ratio: float = 0.5,
     ) -> None:
         """Keep the settings; the class describes them."""
-        show_input_errors_as_one_line()
         self.settings = _Settings(kind, image_size, train_images, test_images, seed)
         super().__init__(
             name=f"phantom_{kind}",

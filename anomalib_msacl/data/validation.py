@@ -30,7 +30,7 @@ from anomalib_msacl.data.raster import deep_files, warn_of_lost_bits
 from anomalib_msacl.data.reader import ImageReader
 from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.data.splits import patients_of, split_by_patient
-from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
+from anomalib_msacl.errors import InputError
 from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,6 @@ class MedMixValidation(Callback):
         medmix: MedMix | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        show_input_errors_as_one_line()
         self.ratio = ratio
         self.share = share
         self.seed = seed

@@ -43,6 +43,9 @@ from anomalib.engine import Engine
 from anomalib.metrics import AUPRO, AUROC, Evaluator
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from anomalib_msacl.encoder import Encoder
+from anomalib_msacl.selection import Probe
+from anomalib_msacl.weights import create_backbone, save_backbone
 from matplotlib import pyplot as plt
 from scipy.stats import spearmanr
 from scipy.stats import t as student_t
@@ -51,9 +54,6 @@ from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import Msacl, MsaclPretraining, Recipe
-from anomalib_msacl.encoder import Encoder
-from anomalib_msacl.selection import Probe
-from anomalib_msacl.weights import create_backbone, save_backbone
 
 sys.path.insert(0, str(Path(__file__).parent))
 from baselines import BASELINES  # a script's neighbour, not a package

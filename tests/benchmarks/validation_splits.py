@@ -36,6 +36,8 @@ from anomalib.engine import Engine
 from anomalib.models import Patchcore
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from anomalib_msacl.hand_over import hand_over
+from anomalib_msacl.weights import create_backbone
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -47,8 +49,6 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl.data import MedMixDataset
 from anomalib_msacl.data.splits import split_by_patient
-from anomalib_msacl.hand_over import hand_over
-from anomalib_msacl.weights import create_backbone
 
 FIGURES = ("threshold", "quantile", "f1", "sensitivity", "specificity", "auroc")
 ARMS = ("perlin", "medmix", "real", "best")

@@ -11,13 +11,13 @@ import torch
 from anomalib.engine import Engine
 from PIL import Image
 
-from anomalib_msacl import InputError, Msacl, MsaclPretraining, Recipe
+from anomalib_msacl import InputError, Msacl, MsaclPretraining
+from anomalib_msacl.backbone import create_backbone
 from anomalib_msacl.data import CheckedFolder
-from anomalib_msacl.hand_over import find_backbone
-from anomalib_msacl.weights import create_backbone
-from tests.conftest import phantom
+from anomalib_msacl.transfer import find_backbone
+from tests.conftest import make_recipe, phantom
 
-STEP = Recipe(max_steps=1, batch_size=2, accumulate=1, evaluations=0, centre_images=2)
+STEP = make_recipe(max_steps=1, batch_size=2, accumulate=1, evaluations=0, centre_images=2)
 # Backbone, side of the images, layers and their strides.
 BACKBONES = [
     ("resnet18", 64, ["layer2", "layer3"], (8, 16)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,16 @@ import torch
 from anomalib.cli.cli import AnomalibCLI
 from PIL import Image
 
-from anomalib_msacl import InputError, Msacl
-from anomalib_msacl.__main__ import config_path, main
+from anomalib_msacl import InputError
+from anomalib_msacl.backbone import create_backbone, save_backbone
+from anomalib_msacl.cli import config_path
 from anomalib_msacl.data import MedMixDataset, Phantom
-from anomalib_msacl.weights import create_backbone, save_backbone
+from anomalib_msacl.errors import one_line_errors
+from anomalib_msacl.pretraining.lightning_model import PretrainingModule
 from tests.medical_files import LOSSLESS, JPEGBaseline8Bit, change_dicom, tissue, write_dicom
 
-RECIPE = {"max_steps": 2, "batch_size": 4, "accumulate": 1, "evaluations": 1}
-RECIPE |= {"evaluation_images": 4, "centre_images": 4}
+RECIPE = {"max_steps": 2, "batch_size": 4, "accumulate": 1, "choice.evaluations": 1}
+RECIPE |= {"choice.images": 4, "loss.centre_images": 4}
 SMALL = [
     item for name, value in RECIPE.items() for item in (f"--trainer.callbacks.init_args.recipe.{name}", str(value))
 ]
@@ -85,12 +86,12 @@ def test_the_folder_config_takes_a_root_and_masks(folder: Path) -> None:
 
 
 def test_pretraining_alone_resumes_tests_and_predicts(place: Path) -> None:
-    steps = ["--model.init_args.recipe.max_steps", "2", "--model.init_args.recipe.evaluations", "1"]
+    steps = ["--model.init_args.recipe.max_steps", "2", "--model.init_args.recipe.choice.evaluations", "1"]
     cli = anomalib("fit", "msacl_pretrain", *PHANTOM, *steps, "--default_root_dir", "first")
     checkpoint = cli.engine.trainer.checkpoint_callback.best_model_path
     assert Path(checkpoint).is_file()
     (weights,) = place.glob("first/**/model.safetensors")
-    again = ["--trainer.max_steps", "3", "--model.init_args.recipe.evaluations", "1", "--ckpt_path", checkpoint]
+    again = ["--trainer.max_steps", "3", "--model.init_args.recipe.choice.evaluations", "1", "--ckpt_path", checkpoint]
     resumed = anomalib("fit", "msacl_pretrain", *PHANTOM, *again)
     assert resumed.engine.trainer.global_step == 3
     use = ["--model.init_args.weights", str(weights.parent), "--ckpt_path", checkpoint]
@@ -136,7 +137,7 @@ def test_dicom_files_from_pretraining_to_figures(dicom: Path, place: Path, monke
     change_dicom(bad[1], PixelData=None)
     change_dicom(bad[2], PixelData=b"1" * 5000)
     with monkeypatch.context() as patch:
-        patch.setattr(Msacl, "training_step", lambda *_: pytest.fail("training has begun"))
+        patch.setattr(PretrainingModule, "training_step", lambda *_: pytest.fail("training has begun"))
         with pytest.raises(InputError, match="3 files cannot be used") as caught:
             anomalib("train", "msacl_padim_dicom", *options)
     for name, words in (("bad0", "is no DICOM file"), ("bad1", "no pixel data"), ("bad2", "has 5000 bytes")):
@@ -178,11 +179,12 @@ def test_the_recipe_of_the_paper_runs_and_holds_nothing_of_our_own(folder: Path,
     assert set(cli.engine.trainer.callback_metrics) == FIGURES
     (card,) = place.glob("results/msacl/resnet18-*/README.md")
     recipe = json.loads(card.read_text().split("```json")[1].split("```")[0])
-    ours = {"dense": 0, "whitening": 0, "average": 1, "families": ["medmix"], "evaluations": 0, "frozen_stride": 0}
-    ours |= {"accumulate": 1}
-    assert {name: recipe[name] for name in ours} == ours
-    paper = {"centring": 1, "contrastive": 1, "augmentation": 1, "position": 1, "optimizer": "sgd", "classes": 4}
-    assert {name: recipe[name] for name in paper} == paper
+    assert (recipe["average"], recipe["accumulate"], recipe["classes"]) == (1, 1, 4)
+    assert (recipe["whitening"]["std"], recipe["choice"]["evaluations"], recipe["freeze"]["stride"]) == (0, 0, 0)
+    assert recipe["lesions"]["families"] == ["medmix"]
+    terms = {"centring": 1, "contrastive": 1, "augmentation": 1, "position": 1, "dense": 0}
+    assert {name: recipe["loss"][name] for name in terms} == terms
+    assert recipe["optimizer"]["name"] == "sgd"
     (log,) = place.glob("results/msacl/logs/resnet18-*/metrics.csv")
     header = log.read_text().splitlines()[0].split(",")
     assert {name for name in header if name.startswith("train_")} == {
@@ -235,7 +237,7 @@ def spoil(folder: Path, how: str) -> None:
 def test_bad_images_are_told_in_one_sentence_before_any_training(
     how: str, message: str, folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Msacl, "training_step", lambda *_: pytest.fail("training has begun"))
+    monkeypatch.setattr(PretrainingModule, "training_step", lambda *_: pytest.fail("training has begun"))
     spoil(folder, how)
     with pytest.raises(InputError, match=message) as caught:
         anomalib("train", "msacl_patchcore_folder", "--data.init_args.root", str(folder), *SMALL)
@@ -257,35 +259,27 @@ CALLBACK = "--trainer.callbacks.init_args"
         ([f"{CALLBACK}.weights", "OTHER"], r"are of architecture 'test_resnet', not of the backbone"),
         ([f"{CALLBACK}.weights", "nowhere"], r"cannot read weights from nowhere"),
         ([f"{CALLBACK}.weights", "timm"], r"cannot get the weights of 'tf_efficientnet_lite0' from the hub"),
-        ([f"{CALLBACK}.recipe.dense", "-1"], r"recipe.dense is -1.0, but must be 0 at least"),
+        ([f"{CALLBACK}.recipe.loss.dense", "-1"], r"recipe.loss.dense is -1.0, but must be a number of 0 at least"),
     ],
     ids=["backbone", "layer", "architecture", "path", "hub", "recipe"],
 )
 def test_bad_settings_are_told_in_one_sentence_before_any_training(
-    options: list[str], message: str, place: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    message: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(Msacl, "training_step", lambda *_: pytest.fail("training has begun"))
+    monkeypatch.setattr(PretrainingModule, "training_step", lambda *_: pytest.fail("training has begun"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(place))
-    other = create_backbone("test_resnet", "random")[0]
-    save_backbone(other, "test_resnet", place / "OTHER", "", {"mean": [0.5] * 3, "std": [0.5] * 3})
-    with pytest.raises(Exception) as caught:  # noqa: PT011
+    other, made = create_backbone("test_resnet", "random")
+    save_backbone(other, place / "OTHER", made)
+    with pytest.raises(SystemExit) as caught, one_line_errors():
         anomalib("train", "msacl_patchcore", *PHANTOM, *SMALL, *options)
-    assert re.search(message, InputError.message_behind(caught.value))
+    assert caught.value.code == 1
+    assert re.search(f"^anomalib-msacl: error: .*{message}", capsys.readouterr().err, flags=re.MULTILINE)
     assert not (place / "results" / "msacl").exists()
-
-
-def test_the_configurations_are_found(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["anomalib_msacl", "msacl_padim"])
-    main()
-    assert Path(capsys.readouterr().out.strip()).is_file()
-    monkeypatch.setattr(sys, "argv", ["anomalib_msacl"])
-    main()
-    assert len(capsys.readouterr().out.splitlines()) == 8
-    monkeypatch.setattr(sys, "argv", ["anomalib_msacl", "nothing"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "there are msacl_padim" in capsys.readouterr().err
 
 
 def test_every_configuration_has_a_test() -> None:

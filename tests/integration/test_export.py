@@ -27,8 +27,8 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_msacl import MsaclPretraining, Recipe
-from tests.conftest import phantom
+from anomalib_msacl import MsaclPretraining
+from tests.conftest import make_recipe, phantom
 
 LAYERS = ["layer2", "layer3"]
 MODELS: dict[str, dict[str, Any]] = {
@@ -132,7 +132,7 @@ def fit(name: str, work: Path, root: Path, weights: str, steps: int, **options: 
         pre_trained=False, pre_processor=PreProcessor(transform), visualizer=False, **settings
     )
     # Scaled channels of random weights lose still more to 8 bits, which says nothing about real ones.
-    recipe = Recipe(max_steps=steps, batch_size=4, accumulate=1, evaluations=0, centre_images=4, whitening=0)
+    recipe = make_recipe(max_steps=steps, batch_size=4, accumulate=1, evaluations=0, centre_images=4, whitening=0)
     callback = MsaclPretraining(weights, recipe, work / "msacl")
     engine = Engine(
         callbacks=[callback],

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_msacl import InputError, MsaclPretraining, Recipe
-from anomalib_msacl.hand_over import TORCHVISION, find_backbone
-from anomalib_msacl.weights import create_backbone
-from tests.conftest import phantom
+from anomalib_msacl import InputError, MsaclPretraining
+from anomalib_msacl.backbone import create_backbone
+from anomalib_msacl.transfer import TORCHVISION, find_backbone
+from tests.conftest import make_recipe, phantom
 
 RESNET = {"backbone": "resnet18"}
 DINO = {"encoder_name": "vit_small_patch14_dinov2"}
@@ -186,7 +186,7 @@ def test_pre_training_reaches_the_right_networks_and_the_model_works(
     before = {place: features(network, images) for place, network in find_backbone(model).networks.items()}
     others = {place: tensor.clone() for place, tensor in model.model.state_dict().items()}
 
-    recipe = Recipe(max_steps=2, batch_size=2, accumulate=1, evaluations=0, centre_images=2, learning_rate=1e-3)
+    recipe = make_recipe(max_steps=2, batch_size=2, accumulate=1, evaluations=0, centre_images=2, learning_rate=1e-3)
     callback, witness = MsaclPretraining("random", recipe, tmp_path / "msacl"), Witness()
     engine = make_engine(callbacks=[callback, witness], max_epochs=1, limit_train_batches=2, limit_val_batches=1)
     data = phantom(phantom_root, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor, nn
 
-from anomalib_msacl import InputError, Msacl, MsaclPretraining, Recipe
-from anomalib_msacl.callback import _TrainingImages
-from anomalib_msacl.hand_over import find_backbone
-from anomalib_msacl.selection import Probe, Score
-from anomalib_msacl.weights import create_backbone, save_backbone
-from tests.conftest import phantom
+from anomalib_msacl import InputError, MsaclPretraining, Recipe
+from anomalib_msacl.backbone import Provenance, create_backbone, save_backbone
+from anomalib_msacl.callback import _Split
+from anomalib_msacl.pretraining import Questions, Score
+from anomalib_msacl.pretraining.lightning_model import PretrainingModule
+from anomalib_msacl.recipe import ChoiceRecipe, WhiteningRecipe
+from anomalib_msacl.transfer import find_backbone
+from tests.conftest import make_recipe, phantom
 
 Make = Callable[..., Any]
 LAYERS = ["layer2", "layer3"]
@@ -43,9 +46,13 @@ def callback(tmp_path: Path, tiny_recipe: Make, initial: Path) -> Make:
 def initial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Initial weights that differ from those of any model built in a test."""
     torch.manual_seed(17)
-    model, _ = create_backbone("test_resnet", "random")
-    config = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    return save_backbone(model, "test_resnet", tmp_path_factory.mktemp("initial") / "weights", "", config)
+    model, made = create_backbone("test_resnet", "random")
+    return save_backbone(model, tmp_path_factory.mktemp("initial") / "weights", half(made))
+
+
+def half(provenance: Provenance) -> Provenance:
+    """The same with a normalisation of .5."""
+    return replace(provenance, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def network(model: Any) -> nn.Module:
@@ -68,7 +75,7 @@ def test_the_model_gets_the_saved_weights_bit_by_bit_and_they_are_new(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9, *[0.5] * 10])  # the untouched backbone is the best
-    monkeypatch.setattr(Probe, "score", lambda *_: Score(next(scores), 0.5))
+    monkeypatch.setattr(Questions, "score", lambda *_: Score(next(scores), 0.5))
     kept = make_patchcore()
     first = callback()
     fit(kept, first, make_engine, phantom_root)
@@ -79,7 +86,7 @@ def test_the_model_gets_the_saved_weights_bit_by_bit_and_they_are_new(
     assert all(torch.equal(handed[name], untouched[name]) for name in handed)
 
     trained = make_patchcore()
-    fit(trained, callback(recipe=Recipe(max_steps=4, batch_size=4, evaluations=0)), make_engine, phantom_root)
+    fit(trained, callback(recipe=make_recipe(max_steps=4, batch_size=4, evaluations=0)), make_engine, phantom_root)
     changed = tensors(trained)
     assert any(not torch.equal(changed[name], untouched[name]) for name in changed)
     images = torch.rand(2, 3, 64, 64)
@@ -90,13 +97,13 @@ def test_the_model_gets_the_saved_weights_bit_by_bit_and_they_are_new(
 def test_the_normalisation_and_size_are_the_models(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
 ) -> None:
-    seen: list[Msacl] = []
-    made = callback(recipe=Recipe(max_steps=0))
-    original = made._msacl
-    made._msacl = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
+    seen: list[Any] = []
+    made = callback(recipe=make_recipe(max_steps=0))
+    original = made._task
+    made._task = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
     fit(make_patchcore(), made, make_engine, phantom_root)
-    assert seen[0].mean == (0.5, 0.5, 0.5)
-    assert seen[0].input_size == (64, 64)
+    assert seen[0].provenance.mean == (0.5, 0.5, 0.5)
+    assert seen[0].provenance.input_size == (64, 64)
     assert seen[0].encoder.layers == LAYERS
 
 
@@ -110,7 +117,7 @@ def test_a_second_run_reuses_the_weights_and_says_so(
 ) -> None:
     models, callbacks = [make_patchcore(), make_patchcore()], [callback(), callback()]
     fit(models[0], callbacks[0], make_engine, phantom_root)
-    monkeypatch.setattr(Msacl, "training_step", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(PretrainingModule, "training_step", lambda *_: pytest.fail("trained again"))
     caplog.set_level(logging.INFO)
     fit(models[1], callbacks[1], make_engine, phantom_root)
     assert callbacks[0].directory == callbacks[1].directory
@@ -125,10 +132,10 @@ def test_the_key_follows_recipe_images_and_initial_weights(
     keys = set()
     other = phantom(tmp_path / "other", seed=1)
     other.prepare_data()
-    none = Recipe(max_steps=0)
+    none = make_recipe(max_steps=0)
     for made, data in (
         (callback(recipe=none), phantom(phantom_root)),
-        (callback(recipe=Recipe(max_steps=0, dense=0.5)), phantom(phantom_root)),
+        (callback(recipe=make_recipe(max_steps=0, dense=0.5)), phantom(phantom_root)),
         (callback(recipe=none, weights="random"), phantom(phantom_root)),
         (callback(recipe=none), other),
     ):
@@ -142,7 +149,7 @@ def test_the_key_follows_the_precision(
 ) -> None:
     folders = set()
     for precision in ("32-true", "bf16-mixed"):
-        made = callback(recipe=Recipe(max_steps=0))
+        made = callback(recipe=make_recipe(max_steps=0))
         engine = make_engine(callbacks=[made], max_epochs=1, precision=precision)
         engine.fit(make_patchcore(), datamodule=phantom(phantom_root, seed=0))
         folders.add(made.directory)
@@ -163,11 +170,11 @@ def test_copies_of_held_out_images_are_not_trained_with(phantom_root: Path) -> N
     data.setup()
     paths = list(data.train_data.samples.image_path)
     digests = {path: str(index // 2) for index, path in enumerate(paths)}  # every image twice
-    images = _TrainingImages(data, Recipe(held_out=0.2), digests)
+    images = _Split(data, make_recipe(held_out=0.2), digests)
     held_out, trained = (
-        {digests[path] for path in part.samples.image_path} for part in (images.val_data, images.train_data)
+        {digests[path] for path in part.samples.image_path} for part in (images.held_out, images.training)
     )
-    assert len(images.val_data) == 4
+    assert len(images.held_out) == 4
     assert not held_out & trained
     assert held_out | trained == set(digests.values())
 
@@ -179,8 +186,8 @@ def test_slices_of_one_file_are_not_copies_of_each_other(phantom_root: Path) -> 
     samples["pixels"] = [str(index) for index in range(len(samples))]
     volume = samples["image_path"][0]
     samples["image_path"] = volume
-    images = _TrainingImages(data, Recipe(held_out=0.2), {volume: "one digest"})
-    assert (len(images.val_data), len(images.train_data)) == (4, 16)
+    images = _Split(data, make_recipe(held_out=0.2), {volume: "one digest"})
+    assert (len(images.held_out), len(images.training)) == (4, 16)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -193,14 +200,14 @@ def test_looking_at_the_training_images_takes_no_batch_from_the_training(
     phantom_root: Path,
 ) -> None:
     batches: list[tuple[int, Tensor]] = []
-    step = Msacl.training_step
+    step = PretrainingModule.training_step
 
-    def watch(self: Msacl, batch: Any, batch_idx: int) -> Tensor:
+    def watch(self: PretrainingModule, batch: Any, batch_idx: int) -> Tensor:
         batches.append((self.trainer.current_epoch, batch.image.as_subclass(Tensor)))
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(Msacl, "training_step", watch)
-    recipe = Recipe(max_steps=4, batch_size=4, accumulate=1, evaluations=1, evaluation_images=4, centre_images=128)
+    monkeypatch.setattr(PretrainingModule, "training_step", watch)
+    recipe = make_recipe(max_steps=4, batch_size=4, accumulate=1, evaluations=1, evaluation_images=4, centre_images=128)
     engine = make_engine(callbacks=[callback(recipe=recipe)], max_epochs=1)
     engine.fit(make_patchcore(), datamodule=phantom(phantom_root, num_workers=workers, seed=0))
     assert [epoch for epoch, _ in batches] == [0] * 4
@@ -212,8 +219,8 @@ def test_no_more_images_are_held_out_than_the_choice_looks_at(phantom_root: Path
     data = phantom(phantom_root, seed=0)
     data.setup()
     digests = {path: path for path in data.train_data.samples.image_path}
-    images = _TrainingImages(data, Recipe(held_out=0.5, evaluation_images=3), digests)
-    assert (len(images.val_data), len(images.train_data)) == (3, 17)
+    images = _Split(data, make_recipe(held_out=0.5, evaluation_images=3), digests)
+    assert (len(images.held_out), len(images.training)) == (3, 17)
 
 
 def test_a_datamodule_without_validation_images_is_refused_before_the_pre_training(
@@ -230,18 +237,35 @@ def test_a_datamodule_without_validation_images_is_refused_before_the_pre_traini
 def test_one_callback_serves_one_model_after_the_other(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
 ) -> None:
-    made, models = callback(recipe=Recipe(max_steps=0)), [make_patchcore(), make_patchcore()]
+    made, models = callback(recipe=make_recipe(max_steps=0)), [make_patchcore(), make_patchcore()]
     for model in models:
         fit(model, made, make_engine, phantom_root)
     first, second = (tensors(model) for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_whitening_alone_is_a_recipe(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PretrainingModule, "training_step", lambda *_: pytest.fail("a step was made"))
+    model = make_patchcore(backbone="test_efficientnet", layers=["blocks.1", "blocks.2"])
+    recipe = Recipe(whitening=WhiteningRecipe(std=0.2, alone=True), choice=ChoiceRecipe(evaluations=0))
+    made = callback(weights="random", recipe=recipe)
+    fit(model, made, make_engine, phantom_root)
+    assert create_backbone("test_efficientnet", str(made.directory)).provenance.feature_std == 0.2
+    data = phantom(phantom_root)
+    data.setup()
+    images = torch.stack([item.image for item in data.train_data])
+    with torch.no_grad():
+        maps = network(model).eval()((torch.nn.functional.interpolate(images, (64, 64)) - 0.5) / 0.5)
+    assert float(maps[-1].movedim(1, 0).flatten(1).std(dim=1).square().mean().sqrt()) == pytest.approx(0.2, rel=0.1)
+
+
 def test_no_steps_hand_the_initial_weights_over(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, initial: Path
 ) -> None:
     model = make_patchcore()
-    fit(model, callback(recipe=Recipe(max_steps=0)), make_engine, phantom_root)
+    fit(model, callback(recipe=make_recipe(max_steps=0)), make_engine, phantom_root)
     expected = create_backbone("test_resnet", str(initial))[0].state_dict()
     handed = tensors(model)
     assert all(torch.equal(handed[name], expected[name]) for name in handed)
@@ -268,7 +292,7 @@ def test_resuming_the_detector_pre_trains_nothing(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
 ) -> None:
     first = make_patchcore()
-    engine = fit(first, callback(recipe=Recipe(max_steps=0)), make_engine, phantom_root)
+    engine = fit(first, callback(recipe=make_recipe(max_steps=0)), make_engine, phantom_root)
     second = make_patchcore()
     again = callback(root=tmp_path / "unused")
     trainer = Trainer(callbacks=[again], max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False)
@@ -286,7 +310,7 @@ def test_padim_and_a_transformer_work_too(
     fit(padim, callback(), make_engine, phantom_root)
     vit = make_patchcore(backbone="test_vit", layers=["blocks.2", "blocks.4"])
     before = tensors(vit)
-    recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
+    recipe = make_recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
     fit(vit, callback(weights="random", recipe=recipe), make_engine, phantom_root)
     assert any(not torch.equal(before[name], tensor) for name, tensor in tensors(vit).items())
 
@@ -299,14 +323,14 @@ def test_whitened_maps_suit_what_the_model_does_with_them(
     arguments: dict[str, Any] = {"backbone": "test_efficientnet", "layers": ["blocks.1", "blocks.2"]}
     flow = {**arguments, "pre_trained": False, "pre_processor": processor, "visualizer": False}
     settings: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "evaluations": 0, "centre_images": 4}
-    start, config = create_backbone("test_efficientnet", "random")[0], {"mean": [0.5] * 3, "std": [0.5] * 3}
-    weights = str(save_backbone(start, "test_efficientnet", tmp_path / "start", "", config))
+    start, made = create_backbone("test_efficientnet", "random")
+    weights = str(save_backbone(start, tmp_path / "start", half(made)))
     images = torch.rand(4, 3, 64, 64)
     found = []
     for model, recipe in (
-        (make_patchcore(**arguments), Recipe(**settings)),
-        (Cflow(**flow), Recipe(**settings)),
-        (Cflow(**flow), Recipe(**settings, deviation=0.3)),
+        (make_patchcore(**arguments), make_recipe(**settings)),
+        (Cflow(**flow), make_recipe(**settings)),
+        (Cflow(**flow), make_recipe(**settings, deviation=0.3)),
     ):
         fit(model, callback(weights=weights, recipe=recipe), make_engine, phantom_root)
         with torch.no_grad():
@@ -324,14 +348,14 @@ def test_weights_that_were_pre_trained_once_suit_every_model(
     arguments: dict[str, Any] = {"backbone": backbone, "layers": layers}
     processor = make_patchcore().pre_processor
     flow = {**arguments, "pre_trained": False, "pre_processor": processor, "visualizer": False}
-    recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
+    recipe = make_recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
     images, found, weights, deviations = torch.rand(4, 3, 64, 64), [], "random", []
     for kind in (make_patchcore, make_patchcore, Cflow, make_patchcore):
         model = kind(**(flow if kind is Cflow else arguments))
         made = callback(weights=weights, recipe=recipe)
         fit(model, made, make_engine, phantom_root)
-        weights, recipe = str(made.directory), Recipe(max_steps=0)
-        deviations.append(create_backbone(backbone, weights)[1].deviation)
+        weights, recipe = str(made.directory), make_recipe(max_steps=0)
+        deviations.append(create_backbone(backbone, weights)[1].feature_std)
         with torch.no_grad():
             found.append(network(model).eval()(images))
     assert deviations == [0.1, 0.1, 1, 0.1]
@@ -346,7 +370,7 @@ def test_maps_that_were_never_whitened_keep_their_scale_on_the_way_through_other
 ) -> None:
     """A folder goes on telling the layers that it was made for, not those of the last model that took it."""
     images, found, weights = torch.rand(4, 3, 64, 64), [], "random"
-    recipe = Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
+    recipe = make_recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
     processor = make_patchcore().pre_processor
     for layers, kind in (
         (["blocks.1", "blocks.2"], make_patchcore),
@@ -358,7 +382,7 @@ def test_maps_that_were_never_whitened_keep_their_scale_on_the_way_through_other
             options |= {"pre_trained": False, "pre_processor": processor, "visualizer": False}
         made = callback(weights=weights, recipe=recipe)
         fit(kind(**options), made, make_engine, phantom_root)
-        weights, recipe = str(made.directory), Recipe(max_steps=0)
+        weights, recipe = str(made.directory), make_recipe(max_steps=0)
         backbone, origin = create_backbone("test_efficientnet", weights)
         assert origin.layers == ("blocks.1", "blocks.2")
         with torch.no_grad():
@@ -374,13 +398,13 @@ def test_the_same_tensors_with_another_story_are_not_reused(
 ) -> None:
     """A file does not tell that its maps are whitened; the folder that it lies in does."""
     arguments: dict[str, Any] = {"backbone": "test_efficientnet", "layers": ["blocks.1", "blocks.2"]}
-    once = callback(weights="random", recipe=Recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4))
+    once = callback(weights="random", recipe=make_recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4))
     fit(make_patchcore(**arguments), once, make_engine, phantom_root)
-    recipe, deviations = Recipe(max_steps=0, deviation=1.0), []
+    recipe, deviations = make_recipe(max_steps=0, deviation=1.0), []
     for weights in (once.directory / "model.safetensors", once.directory):
         made = callback(weights=str(weights), recipe=recipe)
         fit(make_patchcore(**arguments), made, make_engine, phantom_root)
-        deviations.append(create_backbone("test_efficientnet", str(made.directory))[1].deviation)
+        deviations.append(create_backbone("test_efficientnet", str(made.directory))[1].feature_std)
     assert deviations == [None, 1]
 
 
@@ -388,15 +412,15 @@ def test_an_untouched_backbone_keeps_its_scale(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9, *[0.5] * 10])
-    monkeypatch.setattr(Probe, "score", lambda *_: Score(next(scores), 0.5))
+    monkeypatch.setattr(Questions, "score", lambda *_: Score(next(scores), 0.5))
     model = make_patchcore(backbone="test_efficientnet", layers=["blocks.1", "blocks.2"])
-    recipe = Recipe(max_steps=2, batch_size=4, evaluations=1, deviation=1.0)
+    recipe = make_recipe(max_steps=2, batch_size=4, evaluations=1, deviation=1.0)
     made = callback(weights="random", recipe=recipe)
-    seen: list[Msacl] = []
-    original = made._msacl
-    made._msacl = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
+    seen: list[Any] = []
+    original = made._task
+    made._task = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
     fit(model, made, make_engine, phantom_root)
-    assert seen[0].selection.best_step == -1
+    assert "the untouched backbone is kept" in (made.directory / "README.md").read_text()
     kept, handed = seen[0].encoder.backbone.state_dict(), tensors(model)
     assert all(torch.equal(handed[name], kept[name]) for name in handed)
 
@@ -455,5 +479,5 @@ def test_the_default_weights_are_those_of_the_model(
 ) -> None:
     model = make_patchcore(backbone=f"local-dir:{initial}", pre_trained=True)
     before = tensors(model)
-    fit(model, MsaclPretraining(recipe=Recipe(max_steps=0), root=tmp_path / "m"), make_engine, phantom_root)
+    fit(model, MsaclPretraining(recipe=make_recipe(max_steps=0), root=tmp_path / "m"), make_engine, phantom_root)
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())

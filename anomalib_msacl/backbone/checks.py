@@ -1,0 +1,58 @@
+"""Checks of descriptions of weights that others may have written, in a folder or in a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from anomalib_msacl.errors import InputError
+
+CHANNELS = 3
+
+
+def for_each_channel(values: Sequence[float]) -> tuple[float, ...]:
+    """Return a mean or standard deviation for each channel; one alone stands for all, as in torchvision."""
+    return tuple(values) * (CHANNELS if len(values) == 1 else 1)
+
+
+def description_of(
+    saved: Mapping[str, Any], place: str
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+    """Return mean, standard deviation and input size of timm's ``pretrained_cfg``; ImageNet's where it is silent.
+
+    Raises:
+        InputError: If one of them is not three numbers, or a standard deviation is not above 0.
+    """
+    for name in ("mean", "std", "input_size"):
+        value = saved.get(name)
+        lengths = {CHANNELS} if name == "input_size" else {1, CHANNELS}
+        numbers = isinstance(value, list | tuple) and len(value) in lengths and all(map(is_number, value))
+        if value and not (numbers and (name == "mean" or min(value) > 0)):
+            kind = "three numbers" if name == "mean" else "three numbers above 0"
+            raise InputError(f"weights {place}: {name} is {value!r}, but must be {kind}; mend it, or remove it.")
+    mean, std = saved.get("mean") or IMAGENET_DEFAULT_MEAN, saved.get("std") or IMAGENET_DEFAULT_STD
+    return for_each_channel(mean), for_each_channel(std), tuple(saved.get("input_size") or ())
+
+
+def made_for(own: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], float | None]:
+    """Return layers and standard deviation of the feature maps of the entry ``msacl``.
+
+    Raises:
+        InputError: If they are not names, and a number above 0 or nothing.
+    """
+    layers, std = own.get("layers"), own.get("feature_std")
+    names = isinstance(layers, list) and all(isinstance(name, str) for name in layers)
+    if not names or not (std is None or (is_number(std) and std > 0)):
+        raise InputError(
+            f"weights {place}: its entry msacl has layers {layers!r} and feature_std {std!r}, but must have names and "
+            "a number above 0, or null; mend it, or remove it."
+        )
+    return tuple(layers or ()), std
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

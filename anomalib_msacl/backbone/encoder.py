@@ -1,0 +1,192 @@
+"""A timm backbone seen as feature maps by layer name, convolutional or vision transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from anomalib_msacl.compat import BatchNorm, position_embeddings_without_antialiasing
+from anomalib_msacl.errors import InputError
+
+
+class Encoder(nn.Module):
+    """Feature maps and pooled features of a backbone, from images in [0, 1].
+
+    Normalisation happens inside: lesions are made before it, and an exported model needs no other step.
+
+    Args:
+        backbone: A model of ``timm.create_model(..., num_classes=0)``.
+        layers: Layers for the dense features, named as in ``feature_info`` (``"layer2"``, ``"blocks.4"``) or by
+            index. None takes strides 8 and 16 of a convolutional backbone, the middle and three quarters of a
+            transformer.
+        mean: Normalisation, one value a channel.
+        std: Normalisation, one value a channel.
+        frozen_stride: Stages up to this output stride are not trained; 0 trains all.
+        train_batch_norm: Update BatchNorm statistics while training.
+
+    Raises:
+        InputError: If the architecture gives no feature maps, or a layer does not exist.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        layers: Sequence[str | int] | None = None,
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
+        frozen_stride: int = 0,
+        train_batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.stages = stages_of(backbone)
+        names = [stage["module"] for stage in self.stages]
+        self.index = [_layer_index(layer, names) for layer in layers] if layers else _default_layers(self.stages)
+        self.layers = [names[index] for index in self.index]
+        self.train_batch_norm = train_batch_norm
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        for parameter in _frozen_parameters(backbone, self.stages, frozen_stride):
+            parameter.requires_grad_(False)
+        self.train()  # Lightning keeps the modes it finds: BatchNorm must be in evaluation mode from the start
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the pooled features: channels of the deepest stage."""
+        return cast("int", self.stages[-1]["num_chs"])
+
+    @property
+    def dims(self) -> list[int]:
+        """Channels of each layer."""
+        return [self.stages[index]["num_chs"] for index in self.index]
+
+    @property
+    def granularity(self) -> int:
+        """Image sides must be multiples of this many pixels for a transformer; 32 for a convolutional backbone."""
+        patch = getattr(getattr(self.backbone, "patch_embed", None), "patch_size", None) or 32
+        return int(patch if isinstance(patch, int) else patch[0])
+
+    @property
+    def fixed_side(self) -> int | None:
+        """Side in pixels that images must have, for architectures that take no other; None for all others."""
+        strict = (module for module in self.backbone.modules() if getattr(module, "strict_img_size", False))
+        sides = (int(cast("Any", module).img_size[0]) for module in strict if _reads_images(module))
+        return next(sides, None)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set the training mode; BatchNorm stays in evaluation mode unless it is to be trained and is not frozen."""
+        super().train(mode)
+        norms = [m for m in self.modules() if isinstance(m, BatchNorm)]
+        for norm in norms if mode else ():
+            norm.train(self.train_batch_norm and all(p.requires_grad for p in norm.parameters()))
+        return self
+
+    def forward(self, images: Tensor, pooled: bool = True) -> tuple[list[Tensor], Tensor | None]:
+        """Return the feature maps of the layers and the pooled features.
+
+        Args:
+            images: Values in [0, 1], shape ``(B, 3, H, W)``.
+            pooled: Whether the pooled features of the deepest stage are wanted; without them the backbone stops
+                after the deepest layer.
+
+        Returns:
+            Maps of shape ``(B, C_l, h_l, w_l)`` in the order of ``layers``, and features of shape ``(B, dim)``.
+        """
+        wanted = {*self.index, len(self.stages) - 1} if pooled else set(self.index)
+        maps = self.intermediates(images, sorted(wanted))
+        features = maps[len(self.stages) - 1].mean(dim=(-2, -1)) if pooled else None
+        return [maps[index] for index in self.index], features
+
+    def intermediates(self, images: Tensor, wanted: list[int]) -> dict[int, Tensor]:
+        """Return feature maps by index of the stage, run as anomalib's TimmFeatureExtractor does.
+
+        Args:
+            images: Values in [0, 1], shape ``(B, 3, H, W)``.
+            wanted: Indices of stages, rising.
+
+        Returns:
+            Maps of shape ``(B, C, h, w)``.
+        """
+        transformer = is_transformer(self.backbone)
+        options: dict[str, Any] = {"intermediates_only": True, "output_fmt": "NCHW", "stop_early": True}
+        if transformer:
+            options["norm"] = True
+        with position_embeddings_without_antialiasing() if transformer else nullcontext():
+            maps = cast("Any", self.backbone).forward_intermediates(
+                (images - self.mean) / self.std, indices=wanted, **options
+            )
+        return dict(zip(wanted, maps, strict=True))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, so that no statistics move, and back."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+def is_transformer(backbone: nn.Module) -> bool:
+    """Whether a timm backbone is a vision transformer with prefix tokens."""
+    return hasattr(backbone, "num_prefix_tokens") and hasattr(backbone, "blocks")
+
+
+def stages_of(backbone: nn.Module) -> list[dict[str, Any]]:
+    """Return timm's description of the stages of a backbone: module, num_chs, reduction.
+
+    Raises:
+        InputError: If the architecture gives no feature maps.
+    """
+    info = getattr(backbone, "feature_info", None)
+    info = getattr(info, "info", info)
+    if not info or not hasattr(backbone, "forward_intermediates"):
+        name = type(backbone).__name__
+        raise InputError(
+            f"backbone {name} gives no intermediate feature maps in timm; choose one that does, such as resnet18."
+        )
+    return [dict(stage) for stage in info]
+
+
+def _reads_images(embedding: nn.Module) -> bool:
+    """Whether a patch embedding is the first: some transformers have one before every stage."""
+    return getattr(getattr(embedding, "proj", None), "in_channels", 0) == 3
+
+
+def _layer_index(layer: str | int, names: list[str]) -> int:
+    """Return the index of a layer, or name the layers there are."""
+    if isinstance(layer, int) and 0 <= layer < len(names):
+        return layer
+    if layer in names:
+        return names.index(layer)
+    raise InputError(f"layer {layer!r} does not exist in this backbone; its layers are {', '.join(names)}.")
+
+
+def _default_layers(stages: list[dict[str, Any]]) -> list[int]:
+    """Return strides 8 and 16, or the middle and three quarters where all strides are one."""
+    chosen = [index for index, stage in enumerate(stages) if stage["reduction"] in {8, 16}]
+    if len(chosen) == 2:
+        return chosen
+    return sorted({len(stages) // 2 - 1, 3 * len(stages) // 4 - 1})
+
+
+def _frozen_parameters(backbone: nn.Module, stages: list[dict[str, Any]], stride: int) -> Iterator[nn.Parameter]:
+    """Yield the parameters up to the end of the last stage of at most the given stride."""
+    frozen = [stage["module"] for stage in stages if stage["reduction"] <= stride]
+    if not frozen or is_transformer(backbone):
+        return
+    modules = dict(backbone.named_modules())  # in the order in which they are registered, which is that of the data
+    names = list(modules)
+    # A stage may end in an activation, which has no parameters: go by modules, not by parameters.
+    end = max(index for index, name in enumerate(names) if f"{name}.".startswith(f"{frozen[-1]}."))
+    for name in names[: end + 1]:
+        yield from modules[name].parameters(recurse=False)

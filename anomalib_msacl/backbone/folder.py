@@ -1,0 +1,138 @@
+"""Folders of weights in timm's format: ``config.json``, ``model.safetensors`` and a model card ``README.md``.
+
+A folder loads with ``timm.create_model("local-dir:DIR", pretrained=True)`` and as ``backbone: local-dir:DIR`` in
+anomalib; a repository of the hub holds the same three files.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from anomalib_msacl.backbone.provenance import Provenance
+from anomalib_msacl.errors import InputError, first_line
+
+FILES = ("README.md", "config.json", "model.safetensors")
+
+# Arguments of an architecture that are decided here: all backbones are without classifier, for RGB images of any size.
+_OWN_ARGS = {"num_classes", "global_pool", "in_chans", "dynamic_img_size"}
+# What timm says of the weights that training began with, and what is not true of the new ones.
+_FORMER = {"url", "hf_hub_id", "hf_hub_filename", "file", "paper_ids", "paper_name", "origin_url", "source", "tag"}
+
+
+def save_backbone(model: nn.Module, directory: str | Path, provenance: Provenance, card: str = "") -> Path:
+    """Save a backbone in timm's folder format; the folder appears whole or not at all.
+
+    Args:
+        model: A backbone of :func:`anomalib_msacl.backbone.create_backbone`.
+        directory: Folder to write; an earlier one of weights is replaced.
+        provenance: What the weights are.
+        card: Text of the model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If the folder holds something else.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    check_target(directory)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
+        new = Path(temporary) / "weights"
+        # timm refuses keys of ours in its own part of the configuration.
+        own = {"msacl": provenance.own_entry()}
+        arguments = dict(provenance.model_args)
+        timm.models.save_for_hf(
+            _described(model, provenance), str(new), model_config=own, model_args=arguments, safe_serialization=True
+        )
+        (new / "README.md").write_text(card, encoding="utf-8")
+        if directory.exists():
+            directory.rename(Path(temporary) / "old")
+        try:
+            new.rename(directory)
+        except OSError:  # another run with the same content was faster: its folder is as good
+            if not (directory / "config.json").is_file():
+                raise
+    return directory
+
+
+def check_target(directory: str | Path) -> None:
+    """Refuse to replace a folder that is not one of weights.
+
+    Args:
+        directory: Where weights are to be saved.
+
+    Raises:
+        InputError: If it is a file, or a folder with something else in it.
+    """
+    path = Path(directory)
+    if path.is_dir() and ((path / "config.json").is_file() or not any(path.iterdir())):
+        return
+    if path.exists():
+        raise InputError(f"weights cannot be saved to {path}, which holds something else; name a new or empty folder.")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of a folder in timm's format.
+
+    Returns:
+        Its ``config.json``, with ``architecture``, and with ``pretrained_cfg``, ``model_args`` and ``msacl``, which may
+        be empty.
+
+    Raises:
+        InputError: If there is none, or one of these is of another kind.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = isinstance(config["architecture"], str)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{folder} is not a weights folder in timm's format ({first_line(error)}); it needs config.json with an "
+            "architecture, and model.safetensors."
+        ) from error
+    if not named:
+        raise InputError(
+            f"{folder} is not a weights folder in timm's format: the architecture in config.json is no name."
+        )
+    for name in ("pretrained_cfg", "model_args", "msacl"):
+        config[name] = config.get(name) or {}
+        if not isinstance(config[name], dict):
+            raise InputError(
+                f"{folder / 'config.json'}: {name} is {str(config[name])[:50]!r}, but must be a mapping; mend it, or "
+                "remove it."
+            )
+    return config
+
+
+def model_args_of(folder: Path) -> dict[str, Any]:
+    """Return the arguments of the architecture that a folder names; they may not make timm read other files.
+
+    Raises:
+        InputError: If they are arguments of timm itself.
+    """
+    arguments = read_config(folder)["model_args"]
+    own = inspect.signature(timm.create_model).parameters
+    wrong = [name for name in arguments if name in own or name.startswith("pretrained")]
+    if wrong:
+        raise InputError(
+            f"{folder / 'config.json'} sets {', '.join(wrong)} in model_args, which are no arguments of an "
+            "architecture; remove them."
+        )
+    return {name: value for name, value in arguments.items() if name not in _OWN_ARGS}
+
+
+def _described(model: nn.Module, provenance: Provenance) -> nn.Module:
+    """Return a model that shares the tensors and is described as the new weights are."""
+    described: Any = copy.copy(model)  # timm reads the description off the model
+    former = dict(getattr(model, "pretrained_cfg", {}))
+    kept = {name: value for name, value in former.items() if name not in _FORMER}
+    described.pretrained_cfg = {**kept, **provenance.pretrained_cfg(), "tag": "msacl"}
+    return described

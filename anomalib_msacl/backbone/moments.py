@@ -1,0 +1,30 @@
+"""Second moments of the patches of a feature map."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Moments:
+    """Second moments of the patches of a feature map, gathered batch by batch in double precision."""
+
+    def __init__(self) -> None:
+        self._number, self._sum, self._square = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, maps: Tensor) -> None:
+        """Take feature maps of shape ``(B, C, h, w)``."""
+        patches = maps.detach().cpu().double().movedim(1, -1).flatten(0, 2)
+        self._number += len(patches)
+        self._sum = self._sum + patches.sum(dim=0)
+        self._square = self._square + patches.T @ patches
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the patches, shape ``(C,)``, float64."""
+        return self._sum / self._number
+
+    @property
+    def covariance(self) -> Tensor:
+        """Covariance of the patches, shape ``(C, C)``, float64."""
+        return self._square / self._number - torch.outer(self.mean, self.mean)

@@ -1,0 +1,116 @@
+"""Tensors from files, and into models. Only tensors and plain data are ever read; nothing in a file is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from anomalib_msacl.errors import InputError, first_line
+
+StateDict = dict[str, Tensor]
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a ``.safetensors`` file, or a checkpoint of Lightning (``.ckpt``) with tensors and plain data.
+
+    Raises:
+        InputError: If there is no such file, it is of another kind, or it cannot be read.
+    """
+    if not path.exists():
+        raise InputError(
+            f"cannot read weights from {path}: there is no such file or folder; give a folder in timm's format, a "
+            ".safetensors file, timm, torchvision, offline or random."
+        )
+    if path.suffix not in {".safetensors", ".ckpt"} or not path.is_file():
+        raise InputError(
+            f"cannot read weights from {path}: only .safetensors files, folders with a model.safetensors and "
+            "checkpoints of Lightning (.ckpt) are read; save others with safetensors first."
+        )
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise InputError(
+            f"cannot read weights from {path} ({first_line(error)}); give a folder in timm's format, a .safetensors "
+            "file or a checkpoint that holds nothing but tensors and plain data."
+        ) from error
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a file of torch without running what is in it."""
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return content if isinstance(content, dict) else {}
+
+
+def tensors_of(content: Mapping[str, Any]) -> StateDict:
+    """Return the tensors of a state dict, or of the one that a checkpoint holds."""
+    state = content.get("state_dict")
+    state = state if isinstance(state, dict) else content
+    return {name: tensor for name, tensor in state.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], place: str) -> None:
+    """Load a state dict that may carry a prefix, other layers and a classifier.
+
+    Args:
+        model: Every tensor of it must be found.
+        state: The tensors.
+        place: Where they come from, for the messages.
+
+    Raises:
+        InputError: If a tensor is missing, has another shape, or is not finite.
+    """
+    own = model.state_dict()
+    found = _without_prefix(state, own)
+    missing = [name for name in own if name not in found]
+    wrong = [name for name in own if name in found and found[name].shape != own[name].shape]
+    if missing or wrong:
+        reason = f"{missing[0]} is missing" if missing else f"{wrong[0]} has shape {tuple(found[wrong[0]].shape)}"
+        if not missing and all("pos_embed" in name for name in wrong):
+            reason += f" instead of {tuple(own[wrong[0]].shape)}: they were made for another input size"
+        raise InputError(
+            f"weights {place} do not fit the backbone {type(model).__name__}: {reason} ({len(missing)} tensors "
+            f"missing, {len(wrong)} of another shape, of {len(own)}); give weights of the same architecture."
+        )
+    broken = [name for name in own if found[name].is_floating_point() and not found[name].isfinite().all()]
+    if broken:
+        raise InputError(
+            f"weights {place}: {len(broken)} tensors hold NaN or infinite values, {broken[0]} first; give other ones."
+        )
+    model.load_state_dict({name: found[name] for name in own})
+
+
+def copy_of(model: nn.Module) -> StateDict:
+    """Return a copy of all parameters and statistics, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of names and values of tensors."""
+    value = hashlib.sha256()
+    for name in sorted(tensors):
+        value.update(name.encode())
+        value.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return value.hexdigest()
+
+
+def _without_prefix(state: Mapping[str, Tensor], own: Iterable[str]) -> StateDict:
+    """Return the tensors under the prefix, if any, that a checkpoint puts before a backbone's names."""
+    first = next(iter(own))
+    prefixes = sorted((name[: -len(first)] for name in state if name == first or name.endswith(f".{first}")), key=len)
+    prefix = prefixes[0] if prefixes else ""
+    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}

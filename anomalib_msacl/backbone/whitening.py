@@ -1,0 +1,90 @@
+"""Whitening of a backbone's feature maps on normal images, folded into its weights.
+
+MSACL asks for a normal class that is tight in Euclidean distance. For a linear map of a feature map the answer is
+known in closed form: the inverse square root of the covariance of normal patches. Detectors that measure Euclidean
+distances, such as PatchCore, then measure Mahalanobis distances; Gaussian ones, such as PaDiM, regularise their
+covariances in units of normal variation.
+
+Where a stage of the backbone ends in a linear layer, as in EfficientNet and MobileNet, the map goes into the weights
+that write this feature map and its inverse into those that read it: the output of the network stays what it was, only
+the feature map has another basis. Stages that end in a ReLU, as in ResNet, let no more than a positive factor for each
+channel pass; these channels get equal standard deviations, which is whitening without its rotation. Transformers keep
+theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from anomalib_msacl.backbone.encoder import Encoder, evaluating
+from anomalib_msacl.backbone.moments import Moments
+from anomalib_msacl.backbone.streams import fold, streams
+
+_SHRINKAGE = 0.01
+_TINY = 1e-12
+
+
+def whiten(encoder: Encoder, batches: Iterable[Tensor], std: float) -> list[str]:
+    """Whiten the feature maps of a backbone where its architecture allows it.
+
+    Args:
+        encoder: Its backbone is changed in place; the output of stages behind the deepest layer stays, and so does that
+            of the head, unless it pools the deepest layer itself, as with layer4 of a ResNet.
+        batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``.
+        std: Root mean square standard deviation of a channel over normal patches afterwards.
+
+    Returns:
+        Names of the stages that were whitened.
+    """
+    found = streams(encoder)
+    moments = {index: Moments() for index in found}
+    with torch.no_grad(), evaluating(encoder):
+        for images in batches if found else ():
+            for index, maps in encoder.intermediates(images, sorted(found)).items():
+                moments[index].add(maps)
+    for index, stream in found.items():
+        covariance = moments[index].covariance
+        passing = covariance if stream.linear else covariance.diagonal().diag()
+        fold(stream, whitening_map(passing, std))
+    return [encoder.stages[index]["module"] for index in found]
+
+
+def rescale(encoder: Encoder, factor: float, layers: Sequence[str] | None = None) -> list[str]:
+    """Multiply the feature maps that :func:`whiten` whitens by a factor.
+
+    Args:
+        encoder: Its backbone is changed in place, and stays what it is elsewhere as in :func:`whiten`.
+        factor: Above 0.
+        layers: The layers that the maps were whitened for; those of the encoder if None.
+
+    Returns:
+        Names of the stages that were rescaled.
+    """
+    found = streams(encoder, layers)
+    for stream in found.values():
+        channels = stream.writers[0][1].num_features
+        fold(stream, factor * torch.eye(channels, dtype=torch.float64))
+    return [encoder.stages[index]["module"] for index in found]
+
+
+def whitening_map(covariance: Tensor, std: float) -> Tensor:
+    """Return the symmetric map (ZCA) that makes the covariance a multiple of the unit matrix.
+
+    A hundredth of the mean variance is mixed in, or directions of almost no variance would be blown up.
+
+    Args:
+        covariance: Shape ``(C, C)``, float64.
+        std: Root mean square standard deviation of a channel afterwards.
+
+    Returns:
+        Shape ``(C, C)``.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    values = values.clamp_min(0)
+    shrunk = ((1 - _SHRINKAGE) * values + _SHRINKAGE * values.mean()).clamp_min(_TINY)
+    matrix = (vectors * shrunk.rsqrt()) @ vectors.T
+    scaled: Tensor = matrix * (std / (values / shrunk).mean().sqrt().clamp_min(_TINY))
+    return scaled

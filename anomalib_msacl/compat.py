@@ -1,0 +1,77 @@
+"""Every touch of a name that anomalib, Lightning, timm or torch keeps private, or may move.
+
+``tests/unit/test_compat.py`` says what broke when one of them does.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import timm.models.vision_transformer
+from anomalib.data import AnomalibDataModule
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+timm_vit: Any = timm.models.vision_transformer
+
+# The base class of BatchNorm1d, 2d and 3d.
+BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001
+
+
+@contextmanager
+def position_embeddings_without_antialiasing() -> Iterator[None]:
+    """Let timm's transformers resample their position embeddings without antialiasing, and undo it afterwards.
+
+    anomalib's ``TimmFeatureExtractor`` switches the antialiasing off for the whole process, for ONNX. Features must be
+    the same whether or not such an extractor was ever built.
+    """
+    original = timm_vit.resample_abs_pos_embed
+
+    @functools.wraps(original)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **{**kwargs, "antialias": False})
+
+    timm_vit.resample_abs_pos_embed = plain
+    try:
+        yield
+    finally:
+        timm_vit.resample_abs_pos_embed = original
+
+
+def set_max_steps(trainer: Trainer, steps: int) -> None:
+    """Let a trainer stop after so many steps, where its constructor was not told."""
+    trainer.fit_loop.epoch_loop.max_steps = steps
+
+
+def is_attached(module: LightningModule) -> bool:
+    """Whether a module belongs to a trainer; ``module.trainer`` raises where it does not."""
+    return module._trainer is not None  # noqa: SLF001
+
+
+class DataModule(AnomalibDataModule):
+    """anomalib's datamodule with public names for what a subclass brings along."""
+
+    def _setup(self, _stage: str | None = None) -> None:
+        self.read()
+
+    def _create_test_split(self) -> None:
+        self.split_test()
+
+    def _create_val_split(self) -> None:
+        self.split_validation()
+
+    @abstractmethod
+    def read(self) -> None:
+        """Set ``train_data`` and ``test_data``."""
+
+    def split_test(self) -> None:
+        """Give the test set normal images where it has none."""
+        super()._create_test_split()
+
+    def split_validation(self) -> None:
+        """Make the validation set."""
+        super()._create_val_split()

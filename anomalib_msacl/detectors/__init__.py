@@ -1,0 +1,1 @@
+"""Detectors of this package, each a model of anomalib."""

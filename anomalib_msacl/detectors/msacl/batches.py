@@ -1,0 +1,36 @@
+"""Batches and images, arranged for ``Msacl``."""
+
+from __future__ import annotations
+
+from anomalib.data import ImageBatch
+from torch import Tensor
+
+_OF_OTHER_IMAGES = ("image_path", "mask_path", "pred_score", "anomaly_map", "pred_label", "pred_mask", "explanation")
+
+
+def fill(batch: ImageBatch, images: Tensor, masks: Tensor) -> None:
+    """Put other images into a batch in place: anomalib's callbacks look at this very object.
+
+    Args:
+        batch: What it says of its former images is taken out.
+        images: Shape ``(B, 3, H, W)``.
+        masks: Lesions, shape ``(B, H, W)``, bool; images without any are normal.
+    """
+    for name in _OF_OTHER_IMAGES:
+        if hasattr(batch, name):
+            setattr(batch, name, None)
+    for name, value in (("image", images), ("gt_label", masks.flatten(1).any(dim=1)), ("gt_mask", masks)):
+        setattr(batch, name, value)
+
+
+def with_held_out(images: Tensor, held_out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return normal images for a memory bank, and others that set the units of its distances.
+
+    Args:
+        images: Normal training images, shape ``(N, 3, H, W)``.
+        held_out: Other normal images; a fifth of the training images takes their place where there are fewer than two.
+    """
+    if held_out is not None and len(held_out) > 1:
+        return images, held_out
+    number = min(max(4, len(images) // 5), len(images) // 2)
+    return (images[number:], images[:number]) if number else (images, images)

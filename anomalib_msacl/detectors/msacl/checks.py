@@ -1,0 +1,75 @@
+"""What ``Msacl`` refuses, or tells, before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from anomalib.data import AnomalibDataModule
+from lightning.pytorch import Trainer
+from torchvision.transforms.v2 import Normalize
+
+from anomalib_msacl.backbone.folder import check_target
+from anomalib_msacl.data.checks import check_datamodule, check_validation, image_paths
+from anomalib_msacl.errors import InputError
+from anomalib_msacl.pretraining.preparation import check_trainer, transform_parts
+from anomalib_msacl.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def check_image_size(size: int) -> None:
+    """Refuse a side of images that is none.
+
+    Raises:
+        InputError: If it is not a whole number above 0.
+    """
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"Msacl: image_size is {size!r}, but must be a number of pixels above 0.")
+
+
+def refuse_normalize(pre_processor: Any) -> None:
+    """Refuse a pre-processor that normalises.
+
+    Raises:
+        InputError: If it has a Normalize.
+    """
+    if any(isinstance(part, Normalize) for part in transform_parts(getattr(pre_processor, "transform", None))):
+        raise InputError(
+            "Msacl: the pre_processor normalises, but lesions are made on [0, 1] and the model normalises itself; "
+            "leave Normalize out."
+        )
+
+
+def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
+    """Look at the trainer, at the folder for the weights and at every image before any long work.
+
+    Args:
+        trainer: Will fit the model.
+        recipe: How to pre-train.
+        target: Where the weights will be saved.
+
+    Raises:
+        InputError: If one of them cannot serve.
+    """
+    check_trainer(trainer)
+    if recipe.max_steps == 0 and trainer.max_steps < 1:
+        raise InputError("recipe.max_steps is 0, so Msacl has nothing to train; set it above 0.")
+    if recipe.whitening.alone:
+        raise InputError("recipe.whitening.alone leaves Msacl nothing to train; use the callback MsaclPretraining.")
+    check_target(target)
+    datamodule = getattr(trainer, "datamodule", None)
+    if isinstance(datamodule, AnomalibDataModule):
+        check_datamodule(datamodule)
+        check_validation(datamodule, trainer)
+        _warn_of_shared_images(datamodule)
+
+
+def _warn_of_shared_images(datamodule: AnomalibDataModule) -> None:
+    """Warn where validation and test share images."""
+    if not set(image_paths(datamodule, "val_data")).isdisjoint(image_paths(datamodule, "test_data")):
+        logger.warning(
+            "Msacl: validation and test share images, and the normal ones choose the weights and the units of the "
+            "scores; set val_split_mode to from_train."
+        )

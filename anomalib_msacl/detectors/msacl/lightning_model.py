@@ -1,0 +1,250 @@
+"""``Msacl``: MSACL pre-training as a model of anomalib, and a detector on its features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from anomalib import LearningType
+from anomalib.data import ImageBatch
+from anomalib.metrics import AUROC, AnomalibMetric, Evaluator
+from anomalib.models.components.base import AnomalibModule
+from anomalib.pre_processing import PreProcessor
+from anomalib.visualization import Visualizer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose, Resize
+
+from anomalib_msacl.backbone import Encoder, create_backbone
+from anomalib_msacl.compat import is_attached, set_max_steps
+from anomalib_msacl.detectors.msacl.batches import fill, with_held_out
+from anomalib_msacl.detectors.msacl.checks import check_fit, check_image_size, refuse_normalize
+from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
+from anomalib_msacl.pretraining.images import NormalImages, normal_of
+from anomalib_msacl.pretraining.lightning_model import clip_gradients, log_score, optimizer_of, training_loss
+from anomalib_msacl.pretraining.pipeline import Pretraining
+from anomalib_msacl.pretraining.preparation import apply_transform, check_trainable, encoder_for
+from anomalib_msacl.recipe import Recipe
+
+_BANK_IMAGES = 400
+_STATE = "msacl_pretraining"  # entry of a checkpoint
+
+
+class Msacl(AnomalibModule):
+    """MSACL (arXiv 2109.01303): pre-train a backbone on normal images with synthetic lesions, then detect with it.
+
+    Training needs normal images only. It follows the steps of :func:`anomalib_msacl.pretraining.pretrain`, and saves
+    the backbone in timm's folder format. After the last step a memory bank of normal patches is filled and a small
+    lesion head is trained on the frozen features: they score images in ``test``, ``predict`` and after export.
+    Validation looks at the normal images of the validation set and at copies of them with lesions.
+
+    Args:
+        backbone: A timm name, ``local-dir:DIR`` or ``hf-hub:OWNER/NAME``.
+        weights: Initial weights: ``timm``, ``torchvision``, ``offline``, ``random``, ``hf-hub:OWNER/NAME`` or a
+            path; see :func:`anomalib_msacl.backbone.create_backbone`.
+        layers: Layers of the dense term and of the detector; chosen by stride if None.
+        image_size: Side in pixels that images are resized to, unless ``pre_processor`` is given.
+        recipe: How to pre-train.
+        weights_dir: Where to save the backbone; ``weights/timm`` in the run's folder if None.
+        mean: Normalisation; that of the initial weights if None.
+        std: Normalisation; that of the initial weights if None.
+        detector: Fit the detector; not needed where only the backbone is wanted.
+        backbone_args: Further arguments of the architecture in timm, e.g. ``{"img_size": 392}``.
+        pre_processor: Must not normalise: lesions are made on [0, 1], the model normalises itself.
+        post_processor: As in anomalib.
+        evaluator: As in anomalib.
+        visualizer: As in anomalib.
+
+    Raises:
+        InputError: If backbone, weights, layers or recipe cannot work.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        weights: str | None = None,
+        layers: Sequence[str | int] | None = None,
+        image_size: int = 256,
+        recipe: Recipe | None = None,
+        weights_dir: str | Path | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        detector: bool = True,
+        backbone_args: dict[str, Any] | None = None,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        if pre_processor is True:
+            check_image_size(image_size)
+            pre_processor = self.configure_pre_processor((image_size, image_size))
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        self.recipe = Recipe.of(recipe)
+        self.save_hyperparameters({"recipe": self.recipe.plain()})  # loggers and checkpoints want plain data
+        self.weights_dir, self.detector = weights_dir, detector
+        refuse_normalize(self.pre_processor)
+        start = create_backbone(backbone, weights, backbone_args)
+        encoder, provenance = encoder_for(start, self.recipe, layers, mean, std, self.input_size)
+        self.run = Pretraining(encoder, provenance, self.recipe)
+        self.terms, self.synthesis = self.run.terms, self.run.synthesis
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            self.model: MsaclModel = MsaclModel(encoder)
+        check_trainable(encoder, self.recipe, provenance.architecture, self.input_size)
+        self._seen, self._chosen = -1, False
+
+    @property
+    def encoder(self) -> Encoder:
+        """The backbone and its layers."""
+        return self.model.encoder
+
+    @staticmethod
+    def configure_pre_processor(image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Return a pre-processor that resizes and does not normalise."""
+        return PreProcessor(transform=Compose([Resize(image_size or (256, 256), antialias=True)]))
+
+    @staticmethod
+    def configure_evaluator() -> Evaluator:
+        """Return anomalib's default test metrics, and image and pixel AUROC for validation."""
+        default = cast("list[AnomalibMetric]", list(AnomalibModule.configure_evaluator().test_metrics))
+        image = AUROC(fields=["pred_score", "gt_label"], prefix="val_image_", strict=False)
+        pixel = AUROC(fields=["anomaly_map", "gt_mask"], prefix="val_pixel_", strict=False)
+        return Evaluator(val_metrics=[image, pixel], test_metrics=default)
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Batches to a step as in the recipe; no sanity check, for there is nothing to score with yet."""
+        return {"num_sanity_val_steps": 0, "accumulate_grad_batches": self.recipe.accumulate}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """Normal images only."""
+        return LearningType.ONE_CLASS
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW or SGD with warm-up and cosine, per step."""
+        return optimizer_of(self)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to the recipe's norm unless the trainer names one: ``l_ctr`` diverges without."""
+        clip_gradients(optimizer, self.recipe.optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def setup(self, stage: str) -> None:
+        """Look at every image before any long work."""
+        if stage != "fit":
+            return
+        check_fit(self.trainer, self.recipe, self._target())
+        if self.trainer.max_steps == -1:  # the trainer names no steps of its own
+            set_max_steps(self.trainer, self.recipe.max_steps)
+
+    def on_fit_start(self) -> None:
+        """Seed the pre-training: ``anomalib train --seed_everything`` of anomalib 2.7 has no effect."""
+        torch.manual_seed(self.recipe.seed)
+
+    def on_train_start(self) -> None:
+        """Whiten, then fix the centres before the first step, once; a checkpoint brings both along."""
+        self._seen, self._chosen = self.global_step, False
+        self.run.ask(self._images, self._held_out)
+        if self.global_step:  # a resumed run does not repeat the draws of the first
+            torch.manual_seed(self.recipe.seed + self.global_step)
+        else:
+            self.run.whiten(self._images)
+        self.run.fix_centres(self._images)
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """Synthesise the classes of a batch and return the weighted sum of the terms."""
+        return training_loss(self, normal_of(batch), batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Compare a candidate where one is due; after the last step choose, realign and fit the detector."""
+        del outputs, batch, batch_idx
+        if self.global_step == self._seen:  # gradients are accumulated: no new weights yet
+            return
+        self._seen, total = self.global_step, self.trainer.estimated_stepping_batches
+        log_score(self, self.run.consider(self._seen, total))
+        if self._seen >= total:
+            self._finish()
+            self.trainer.should_stop = True  # lets the last validation run when the steps end within an epoch
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:  # type: ignore[override]  # as in anomalib
+        """Score the normal images of a batch and copies of them with lesions, the same in every epoch."""
+        images = normal_of(batch)  # real lesions are not for choosing
+        if len(images) == 0 or not self.model.memory_bank.fitted:
+            return batch  # without predictions, which anomalib's metrics pass over
+        changed, lesions = self.synthesis.with_lesions(images, batch_idx)
+        masks = torch.cat([torch.zeros_like(lesions), lesions])[:, 0].bool()
+        fill(batch, torch.cat([images, changed]), masks)
+        return cast("ImageBatch", batch.update(**self.model(cast("Tensor", batch.image))._asdict()))
+
+    def on_train_end(self) -> None:
+        """Save the backbone that was chosen; choose all the same when training was stopped early."""
+        if not self._chosen:
+            self._finish()
+        data = getattr(self.trainer, "datamodule", None)
+        images = getattr(data, "train_data", None)
+        self.run.result().save(
+            self._target(), getattr(data, "name", "unknown"), None if images is None else len(images)
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""
+        super().on_save_checkpoint(checkpoint)
+        provenance = self.run.provenance
+        plain = {
+            "backbone": provenance.architecture,
+            "weights": "random",  # the checkpoint brings its own
+            "mean": list(provenance.mean),
+            "std": list(provenance.std),
+            "layers": list(self.encoder.layers),
+            "backbone_args": dict(provenance.model_args),
+        }
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **plain}
+        checkpoint["msacl"] = {**provenance.pretrained_cfg(), **provenance.own_entry()}
+        checkpoint[_STATE] = self.run.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what is known of the weights, and the choice of a run that goes on."""
+        super().on_load_checkpoint(checkpoint)
+        if _STATE in checkpoint:
+            self.run.load_state_dict(checkpoint[_STATE], goes_on=is_attached(self))
+
+    @property
+    def _images(self) -> NormalImages:
+        """The training images, prepared."""
+        return NormalImages(self.trainer.train_dataloader or (), self._prepare)
+
+    @property
+    def _held_out(self) -> NormalImages | None:
+        """The normal images of the validation set, prepared; None where there is no such set."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "val_data"):
+            return None
+        return NormalImages(data.val_dataloader(), self._prepare)
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """Return images as the pre-processor brings them to the model."""
+        return apply_transform(self.pre_processor, images)
+
+    def _finish(self) -> None:
+        """Choose, realign, and fit the detector on the features that are kept."""
+        self._chosen = True
+        self.run.choose()
+        self.run.realign(self._images)
+        if not self.detector:
+            return
+        images = cast("Tensor", self._images.collect(_BANK_IMAGES))
+        self.model.lesion_head.fit(self.encoder, images, self.synthesis, self.recipe.batch_size)
+        held_out = self._held_out.collect(self.recipe.choice.images) if self._held_out else None
+        self.model.fit_memory_bank(*with_held_out(images, held_out), self.recipe.seed)
+
+    def _target(self) -> Path:
+        """Return the folder that the weights go to."""
+        return Path(self.weights_dir or Path(self.trainer.default_root_dir) / "weights" / "timm")

@@ -1,0 +1,194 @@
+"""The training of the terms in Lightning: batches to losses, optimiser and schedule, a look at the candidates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from anomalib_msacl.backbone import Encoder
+from anomalib_msacl.pretraining.images import NormalImages, check_range
+from anomalib_msacl.pretraining.questions import Score
+from anomalib_msacl.pretraining.synthesis import Synthesis
+from anomalib_msacl.pretraining.torch_model import MsaclTerms, class_separation
+from anomalib_msacl.recipe import OptimizerRecipe, Recipe
+
+_WARMUP = 100  # steps, where nobody knows how many there will be
+
+Consider = Callable[[int, float], Score | None]
+
+
+class Trainable(Protocol):
+    """What a training step needs of a Lightning module."""
+
+    encoder: Encoder
+    terms: MsaclTerms
+    synthesis: Synthesis
+    recipe: Recipe
+    trainer: Trainer
+
+
+class PretrainingModule(LightningModule):
+    """Trains an encoder and the heads of the terms; nothing else.
+
+    Args:
+        encoder: Backbone and layers.
+        terms: Projection, heads and terms.
+        synthesis: Makes the images of all classes.
+        recipe: Optimiser, schedule and number of views.
+        images: What the trainer's loader yields.
+        consider: Called after every step with the steps made and the steps to make; returns a score now and then.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        terms: MsaclTerms,
+        synthesis: Synthesis,
+        recipe: Recipe,
+        images: NormalImages,
+        consider: Consider,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.terms, self.synthesis, self.recipe = encoder, terms, synthesis, recipe
+        self.images, self.consider = images, consider
+        self._seen = 0
+        self._draws = torch.get_rng_state()
+
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of the steps before: Lightning draws some when it looks at a loader."""
+        torch.set_rng_state(self._draws)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the weighted sum of the terms of a batch."""
+        return training_loss(self, self.images.of_batch(batch), batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW or SGD with warm-up and cosine, per step."""
+        return optimizer_of(self)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to the recipe's norm unless the trainer names one: ``l_ctr`` diverges without."""
+        clip_gradients(optimizer, self.recipe.optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the candidate of a step, once."""
+        del outputs, batch, batch_idx
+        step = self.global_step
+        if step == self._seen:  # gradients are accumulated: no new weights yet
+            return
+        self._seen = step
+        log_score(self, self.consider(step, self.trainer.estimated_stepping_batches))
+
+
+def training_loss(module: LightningModule, images: Tensor, batch_idx: int) -> Tensor:
+    """Synthesise the classes of a batch, log the terms and return their weighted sum.
+
+    Args:
+        module: Has the attributes of :class:`Trainable`.
+        images: Normal images in [0, 1], shape ``(B, 3, H, W)``.
+        batch_idx: Index of the batch; the values of the first one are checked.
+    """
+    trainable = cast("Trainable", module)
+    if batch_idx == 0 and module.global_step == 0:
+        check_range(images)
+    batch = trainable.synthesis(images, trainable.recipe.view.number)
+    found = trainable.terms(trainable.encoder, batch)
+    loss: Tensor = trainable.terms.total(found.values) if found.values else images.new_zeros(())
+    module.log_dict({f"train_{name}": value.detach() for name, value in found.values.items()})
+    module.log("train_loss", loss.detach(), prog_bar=True)
+    module.log("learning_rate", trainable.trainer.optimizers[0].param_groups[0]["lr"])
+    if found.z is not None:
+        gap, spread = class_separation(found.z.detach(), batch.classes)
+        module.log_dict({"class_gap": gap, "class_spread": spread, "class_separation": gap / spread.clamp_min(1e-6)})
+    return loss
+
+
+def optimizer_of(module: LightningModule) -> OptimizerLRSchedulerConfig:
+    """Return the optimiser of the recipe over encoder and heads, with warm-up and cosine per step."""
+    trainable = cast("Trainable", module)
+    settings = trainable.recipe.optimizer
+    parameters = [*trainable.encoder.parameters(), *trainable.terms.parameters()]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if settings.name == "sgd":
+        optimizer = torch.optim.SGD(trained, settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(trained, settings.learning_rate, weight_decay=settings.weight_decay)
+    total = trainable.trainer.estimated_stepping_batches
+    warmup = max(1, round(settings.warmup * total)) if math.isfinite(total) else _WARMUP
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, warmup, total))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def clip_gradients(
+    optimizer: torch.optim.Optimizer, settings: OptimizerRecipe, value: float | None, algorithm: str | None
+) -> None:
+    """Clip the gradients of each group of parameters.
+
+    Args:
+        optimizer: Its parameters are clipped.
+        settings: Names the largest norm where ``value`` does not.
+        value: Largest norm, or largest value; None takes that of the recipe.
+        algorithm: ``"value"`` or ``"norm"``.
+    """
+    clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+    for group in optimizer.param_groups:
+        clip(group["params"], settings.gradient_clip if value is None else value)
+
+
+def log_score(module: LightningModule, score: Score | None) -> None:
+    """Log the score of a candidate, if there is one."""
+    if score is not None:
+        module.log_dict({"held_out_image_auroc": score.image_auroc, "held_out_pixel_auroc": score.pixel_auroc})
+
+
+def warm_cosine(step: int, warmup: int, total: float) -> float:
+    """Return the factor of the learning rate: linear warm-up, then a cosine to 0.
+
+    Args:
+        step: From 0.
+        warmup: Steps of the warm-up.
+        total: All steps; infinite if unknown, and then there is no cosine.
+
+    Returns:
+        Above 0 in the warm-up, in [0, 1] afterwards.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if not math.isfinite(total):
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+def make_trainer(recipe: Recipe, **options: Any) -> Trainer:
+    """Return a trainer for one pre-training.
+
+    Args:
+        recipe: Steps, and batches that make a step.
+        **options: Arguments of Lightning's ``Trainer`` that differ.
+    """
+    defaults: dict[str, Any] = {
+        "max_steps": recipe.max_steps,
+        "max_epochs": -1,
+        "accumulate_grad_batches": recipe.accumulate,
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 10,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+        "devices": 1,
+    }
+    return Trainer(**{**defaults, **options})

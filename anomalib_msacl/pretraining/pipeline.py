@@ -1,0 +1,349 @@
+"""The method, in five steps: whiten, train, average, choose, realign.
+
+:func:`pretrain` is the method. :class:`Pretraining` holds what its steps share, and lets a run stop in the middle and
+go on: ``Msacl`` calls the same steps from Lightning's hooks.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from anomalib_msacl.backbone import Encoder, Provenance, realign, rescale, save_backbone, whiten
+from anomalib_msacl.backbone.card import CardFacts, model_card
+from anomalib_msacl.backbone.encoder import evaluating
+from anomalib_msacl.backbone.tensors import StateDict, copy_of
+from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, step_name
+from anomalib_msacl.pretraining.images import NormalImages
+from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
+from anomalib_msacl.pretraining.questions import Questions, Score
+from anomalib_msacl.pretraining.synthesis import Synthesis
+from anomalib_msacl.pretraining.torch_model import MsaclTerms
+from anomalib_msacl.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+Images = NormalImages | Tensor | Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What comes of a pre-training.
+
+    Attributes:
+        encoder: The backbone with the weights that are kept.
+        provenance: Where they come from, and what they were made for.
+        recipe: How they were made.
+        steps: Optimiser steps that were made.
+        candidates: Score of every candidate by name, in the order in which they were compared.
+        kept: Name of the candidate that is kept; None where nothing was compared.
+        verdict: One sentence: which one is kept, and why.
+    """
+
+    encoder: Encoder
+    provenance: Provenance
+    recipe: Recipe
+    steps: int
+    candidates: Mapping[str, Score]
+    kept: str | None
+    verdict: str
+
+    @property
+    def weights(self) -> StateDict:
+        """The weights that are kept, on the CPU."""
+        return copy_of(self.encoder.backbone)
+
+    def save(self, directory: str | Path, data: str = "unknown", images: int | None = None) -> Path:
+        """Save the backbone in timm's folder format with a model card.
+
+        Args:
+            directory: Folder to write; an earlier one of weights is replaced.
+            data: Name of the data set, for the model card.
+            images: Number of training images, for the model card.
+
+        Returns:
+            The folder.
+        """
+        whitened = self.recipe.whitening
+        encoder, provenance = at_std(self.encoder, self.provenance, whitened.saved_std or whitened.std)
+        compared = [(name, score.image_auroc, score.pixel_auroc) for name, score in self.candidates.items()]
+        facts = CardFacts(self.recipe.plain(), data, "unknown" if images is None else images, self.steps)
+        if self.steps or compared:
+            facts = replace(facts, verdict=self.verdict, candidates=compared)
+        return save_backbone(encoder.backbone, directory, provenance, model_card(provenance, facts))
+
+
+def pretrain(
+    encoder: Encoder,
+    provenance: Provenance,
+    images: Images,
+    held_out: Images | None = None,
+    recipe: Recipe | None = None,
+    trainer: Trainer | None = None,
+) -> Pretrained:
+    """Pre-train a backbone on normal images (MSACL, arXiv 2109.01303).
+
+    Random numbers outside are left alone: the same seed gives the same weights.
+
+    Args:
+        encoder: Backbone and layers; changed in place.
+        provenance: Where its weights come from, as :func:`anomalib_msacl.backbone.create_backbone` tells.
+        images: Normal training images in [0, 1]: a tensor of shape ``(N, 3, H, W)``, or a loader of such batches.
+        held_out: Other normal images, for the choice; without them the last step is kept.
+        recipe: How to pre-train; the default if None.
+        trainer: Makes the steps; one on this machine's best device if None. It is used once.
+
+    Returns:
+        The backbone that is kept, and what it was compared with.
+
+    Raises:
+        InputError: If images or settings cannot work.
+
+    Example:
+        >>> model, provenance = create_backbone("test_resnet", "random")  # doctest: +SKIP
+        >>> found = pretrain(Encoder(model), provenance, torch.rand(40, 3, 64, 64), torch.rand(10, 3, 64, 64))
+        ... # doctest: +SKIP
+        >>> found.kept, found.weights  # doctest: +SKIP
+    """
+    recipe = Recipe.of(recipe)
+    images = NormalImages.of(images, recipe.batch_size)
+    run = Pretraining(encoder, provenance, recipe)
+    trainer = trainer or make_trainer(recipe)
+    with isolate_rng():
+        torch.manual_seed(recipe.seed)
+        if recipe.max_steps or recipe.whitening.alone:
+            run.to(trainer.strategy.root_device)
+            iter(images.loader)  # as Lightning does before it trains: the draws stay those of version 0.2.0.dev0
+            run.ask(images, held_out)
+            run.whiten(images)
+            if not recipe.whitening.alone:
+                run.fix_centres(images)
+                run.train(images, trainer)
+            run.choose()
+            run.realign(images)
+    return run.result()
+
+
+class Pretraining:
+    """A pre-training under way. Its methods, in this order, are the method.
+
+    Args:
+        encoder: Backbone and layers; changed in place.
+        provenance: Where its weights come from.
+        recipe: How to pre-train.
+
+    Attributes:
+        encoder: The backbone in its present state.
+        terms: Projection, heads and terms.
+        synthesis: Makes the images of all classes.
+        choice: The candidates and their scores.
+        steps: Optimiser steps made so far.
+    """
+
+    def __init__(self, encoder: Encoder, provenance: Provenance, recipe: Recipe) -> None:
+        self.encoder, self.recipe = encoder, recipe
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            self.terms = MsaclTerms(encoder, recipe)
+        self.synthesis = Synthesis(recipe)
+        self.choice = Choice()
+        self.steps = 0
+        self._initial = replace(provenance, layers=provenance.layers or tuple(encoder.layers))
+        self._provenance = self._initial
+        self._start: StateDict = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        return self.encoder.mean.device
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the present weights of the encoder were made for."""
+        return self._provenance
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks to a device."""
+        self.encoder.to(device)
+        self.terms.to(device)
+
+    def ask(self, images: NormalImages, held_out: Images | None) -> None:
+        """Draw the questions that all candidates are asked, the untouched backbone first."""
+        number = self.recipe.choice.images
+        self._start = self._start or copy_of(self.encoder.backbone)
+        if self.recipe.choice.evaluations == 0:
+            return
+        bank = images.collect(number)
+        others = None if held_out is None else NormalImages.of(held_out, self.recipe.batch_size).collect(number)
+        if bank is None or others is None:
+            logger.warning("MSACL: no held-out normal images, so the last step is kept unseen; set a validation split.")
+            return
+        self.choice.questions = Questions(bank, others, self.recipe)
+        if not self.choice.scores:
+            self._consider(UNTOUCHED, self._start)
+
+    def whiten(self, images: NormalImages) -> None:
+        """1. Whiten the feature maps on normal images; training starts from there."""
+        settings = self.recipe.whitening
+        self._provenance = replace(self._initial, layers=tuple(self.encoder.layers), feature_std=None)
+        if not settings.std:
+            return
+        names = whiten(self.encoder, images.batches(settings.images, self.device), settings.std)
+        if not names:
+            logger.info(
+                "MSACL: the stages of %s cannot be whitened, which needs a linear end or a ReLU.",
+                self._initial.architecture,
+            )
+            return
+        logger.info("MSACL: the feature maps of %s are whitened on normal images.", ", ".join(names))
+        self._provenance = replace(self._provenance, feature_std=settings.std)
+        self._start = copy_of(self.encoder.backbone)
+        self._consider(WHITENED, self._start)
+
+    @torch.no_grad()
+    def fix_centres(self, images: NormalImages) -> None:
+        """Fix the class centres ``c_n = E f_theta0(a(x))``, once, if a term looks at them."""
+        if not self.terms.needs_centres:
+            return
+        features, labels = [], []
+        for batch in images.batches(self.recipe.loss.centre_images, self.device):
+            synthetic = self.synthesis(batch)
+            with evaluating(self.encoder):
+                features.append(self.terms.embed(self.encoder, synthetic.images))
+            labels.append(synthetic.classes)
+        self.terms.centring.fix(torch.cat(features), torch.cat(labels))
+
+    def train(self, images: NormalImages, trainer: Trainer) -> None:
+        """2. Train on images of all classes; candidates are compared on the way."""
+        module = PretrainingModule(self.encoder, self.terms, self.synthesis, self.recipe, images, self.consider)
+        trainer.fit(module, train_dataloaders=images.loader)
+        self.to(trainer.strategy.root_device)  # Lightning moves a trained module back to the CPU
+
+    def is_due(self, step: int, total: float) -> bool:
+        """Whether a candidate is compared after a step."""
+        evaluations = self.recipe.choice.evaluations
+        every = math.ceil(total / evaluations) if evaluations and math.isfinite(total) else 25
+        return evaluations > 0 and (step >= total or step % every == 0)
+
+    def consider(self, step: int, total: float) -> Score | None:
+        """3. Average the trained weights with those before the first step: a candidate, compared where it is due.
+
+        Args:
+            step: Optimiser steps made so far.
+            total: Steps that will be made; infinite if unknown.
+
+        Returns:
+            Its score; None where none was due.
+        """
+        self.steps = step
+        if self.choice.questions is None or not self.is_due(step, total):
+            return None
+        return self._consider(step_name(step), self._average())
+
+    def choose(self) -> None:
+        """4. Keep the last candidate unless another is clearly better."""
+        last = self._last_name()
+        if self.choice.questions is not None and last not in self.choice.scores:  # stopped early
+            self._consider(last, self._average())
+        self.encoder.backbone.load_state_dict(self.choice.decide(last, self._average()))
+        if self.choice.kept == UNTOUCHED:
+            self._provenance = self._initial
+        logger.info("%s", self.choice.verdict())
+
+    def realign(self, images: NormalImages) -> None:
+        """5. Let the stages behind the layers be those of before, where the dense term has changed what they read."""
+        moved = self.steps > 0 and self.choice.kept not in {UNTOUCHED, WHITENED}
+        if not (self.recipe.realign and self.recipe.loss.dense and moved):
+            return
+        before = copy.deepcopy(self.encoder)
+        before.backbone.load_state_dict(self._start)
+        batches = images.batches(self.recipe.whitening.images, self.device)
+        explained = realign(self.encoder, before, batches)
+        if explained is not None:
+            logger.info("MSACL: the stages behind the layers read %.0f %% of what they did before.", 100 * explained)
+
+    def result(self) -> Pretrained:
+        """Return what has come of it."""
+        return Pretrained(
+            self.encoder,
+            self._provenance,
+            self.recipe,
+            self.steps,
+            dict(self.choice.scores),
+            self.choice.kept,
+            self.choice.verdict(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain data and tensors of a run that is to go on later; networks are not among them."""
+        provenance = {**self._provenance.own_entry(), **self._provenance.pretrained_cfg()}
+        return {"choice": self.choice.state_dict(), "start": self._start, "steps": self.steps, "made_for": provenance}
+
+    def load_state_dict(self, state: dict[str, Any], goes_on: bool) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state: What it returned.
+            goes_on: Whether the run goes on; otherwise the restored weights are the initial ones from now on.
+        """
+        self.choice.load_state_dict(state["choice"])
+        self._start, self.steps, made_for = state["start"], state["steps"], state["made_for"]
+        layers, std = tuple(made_for["layers"]), made_for["feature_std"]
+        self._provenance = replace(self._provenance, layers=layers, feature_std=std)
+        if not goes_on:
+            self._initial = self._provenance
+
+    def _last_name(self) -> str:
+        """Return the name of the candidate that the encoder is now."""
+        if self.steps:
+            return step_name(self.steps)
+        return WHITENED if WHITENED in self.choice.scores else UNTOUCHED
+
+    def _average(self) -> StateDict:
+        """Return the average of the weights before the first step and the present ones."""
+        present, share = copy_of(self.encoder.backbone), self.recipe.average
+        if share == 1 or not self.steps:  # weights that are not finite must not come back through 0 * inf either
+            return present
+        return {
+            name: torch.lerp(self._start[name], tensor, share) if tensor.is_floating_point() else tensor
+            for name, tensor in present.items()
+        }
+
+    def _consider(self, name: str, weights: StateDict) -> Score | None:
+        """Score a candidate; the encoder keeps its present weights."""
+        if self.choice.questions is None:
+            return None
+        backbone, present = self.encoder.backbone, copy_of(self.encoder.backbone)
+        backbone.load_state_dict(weights)
+        self.choice.consider(name, self.encoder, weights, self.device)
+        backbone.load_state_dict(present)
+        return self.choice.scores[name]
+
+
+def at_std(encoder: Encoder, provenance: Provenance, wanted: float | None) -> tuple[Encoder, Provenance]:
+    """Return an encoder whose whitened feature maps have another standard deviation.
+
+    Args:
+        encoder: Left alone.
+        provenance: What its weights were made for.
+        wanted: Standard deviation of a channel; 0 or None leaves it.
+
+    Returns:
+        A copy, or the encoder itself where nothing changes; maps that were never whitened keep theirs.
+    """
+    present = provenance.feature_std
+    if present is None or not wanted or wanted == present:
+        return encoder, provenance
+    scaled = copy.deepcopy(encoder)
+    rescale(scaled, wanted / present, provenance.layers)
+    return scaled, replace(provenance, feature_std=wanted)

@@ -1,0 +1,136 @@
+"""What a pre-training begins with: an encoder for the layers, normalisation and size at hand, checked at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torchvision.transforms.v2 import Compose
+
+from anomalib_msacl.backbone import Backbone, Encoder, Provenance
+from anomalib_msacl.backbone.checks import for_each_channel
+from anomalib_msacl.backbone.encoder import evaluating
+from anomalib_msacl.errors import InputError
+from anomalib_msacl.medmix import MINIMUM_SIDE
+from anomalib_msacl.pretraining.synthesis import Synthesis, SyntheticBatch
+from anomalib_msacl.pretraining.torch_model import MsaclTerms
+from anomalib_msacl.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def encoder_for(
+    backbone: Backbone,
+    recipe: Recipe,
+    layers: Sequence[str | int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: Sequence[int] | None = None,
+) -> tuple[Encoder, Provenance]:
+    """Return an encoder and the record of its weights, for the use that is made of them.
+
+    Args:
+        backbone: With its initial weights.
+        recipe: Says what is frozen.
+        layers: Layers of the dense features; chosen by stride if None.
+        mean: Normalisation, one value a channel; that of the weights if None.
+        std: Normalisation, one value a channel; that of the weights if None.
+        size: Height and width of the images in pixels; None if unknown.
+
+    Returns:
+        The encoder, and the record with this normalisation and size.
+
+    Raises:
+        InputError: If a layer does not exist.
+    """
+    model, provenance = backbone
+    mean, std = for_each_channel(mean or provenance.mean), for_each_channel(std or provenance.std)
+    encoder = Encoder(model, layers, mean, std, recipe.freeze.stride, not recipe.freeze.batch_norm)
+    unknown = set(provenance.layers) - {stage["module"] for stage in encoder.stages}
+    if unknown:
+        raise InputError(
+            f"the weights {provenance.description} say that they were made for the layer {min(unknown)!r}, which "
+            f"{provenance.architecture} does not have; mend their entry msacl, or remove it."
+        )
+    mismatch = provenance.mismatch(encoder.layers, mean, std, size)
+    if mismatch and not provenance.is_random:
+        logger.warning("MSACL: %s", mismatch)
+    return encoder, replace(provenance, mean=mean, std=std, input_size=tuple(size or ()))
+
+
+def check_trainable(encoder: Encoder, recipe: Recipe, architecture: str, size: Sequence[int] | None) -> None:
+    """Send one image through all that will be trained: what cannot work shall fail now.
+
+    Args:
+        encoder: Backbone and layers.
+        recipe: Which terms and lesions there are.
+        architecture: Name of the backbone, for the messages.
+        size: Height and width of the images in pixels; nothing is checked if None.
+
+    Raises:
+        InputError: If the backbone takes no images of this size, or nothing would be trained.
+    """
+    Synthesis(recipe)  # refuses families and views that cannot be
+    if not size:
+        return
+    if min(size) < MINIMUM_SIDE:
+        raise InputError(
+            f"MSACL: images of {size[0]} x {size[1]} pixels are smaller than a lesion; set an image_size of at least "
+            f"{MINIMUM_SIDE}."
+        )
+    if not recipe.max_steps:
+        return
+    image = torch.zeros(1, 3, *size)
+    classes = torch.zeros(1, dtype=torch.long)
+    batch = SyntheticBatch(image, image[:, :1], classes, classes)
+    with torch.enable_grad(), evaluating(encoder), torch.random.fork_rng(devices=[]):
+        try:  # whether a gradient would reach a weight is the question
+            found = MsaclTerms(encoder, recipe)(encoder, batch)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"the backbone {architecture!r} cannot take images of {size[0]} x {size[1]} pixels "
+                f"({str(error).splitlines()[0]}); set the size that it was built for, or name another backbone."
+            ) from error
+    dense = recipe.loss.dense > 0 and any(layer.requires_grad for layer in found.maps)
+    if not dense and not any(value.requires_grad for name, value in found.values.items() if name != "dense"):
+        raise InputError(
+            f"nothing would be trained: with freeze.stride {recipe.freeze.stride} and layers "
+            f"{', '.join(encoder.layers)} no term of the recipe reaches a weight; lower freeze.stride, name deeper "
+            "layers or switch a term on."
+        )
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse trainers that the pre-training cannot run on.
+
+    Raises:
+        InputError: If it has several devices, or weights of 16 bits.
+    """
+    if trainer.world_size > 1:
+        raise InputError(
+            f"MSACL pre-training runs on one device, but the trainer has {trainer.world_size}; set trainer.devices to "
+            "1."
+        )
+    if str(trainer.precision).endswith("16-true"):
+        raise InputError(
+            f"MSACL pre-training cannot run in {trainer.precision}; set trainer.precision to 32-true, bf16-mixed or "
+            "16-mixed."
+        )
+
+
+def transform_parts(transform: Any) -> list[Any]:
+    """Return the steps of a transform, however deep they are nested in ``Compose``."""
+    if isinstance(transform, Compose):
+        return [part for step in transform.transforms for part in transform_parts(step)]
+    return [] if transform is None else [transform]
+
+
+def apply_transform(pre_processor: Any, images: Tensor) -> Tensor:
+    """Return images as a pre-processor of anomalib brings them to the model, shape ``(B, 3, H, W)``."""
+    transform = getattr(pre_processor, "transform", None)
+    return images if transform is None else transform(images)

@@ -1,0 +1,134 @@
+"""Questions to a candidate: held-out normal images with and without lesions, answered by a small PatchCore."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from anomalib_msacl.backbone import Encoder
+from anomalib_msacl.backbone.encoder import evaluating
+from anomalib_msacl.families import NAMES, LesionMix
+from anomalib_msacl.medmix import MedMix
+from anomalib_msacl.pretraining.losses import cells
+from anomalib_msacl.pretraining.patches import patch_features
+from anomalib_msacl.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+FEWEST = 5  # held-out images that a standard error can be told from
+_CHUNK = 32
+_BANK = 4096
+_ROWS = 8192  # patches compared with the bank at once
+_LESIONS = 2  # copies of each held-out image with lesions
+_RESAMPLES = 200
+
+
+class Score(NamedTuple):
+    """How well normal patches tell lesions apart.
+
+    Attributes:
+        image_auroc: AUROC of images, in [0, 1]; what the choice goes by: the mean of that of their farthest patches,
+            which sees focal lesions, and that of the mean distance of their patches, which sees diffuse ones.
+        pixel_auroc: AUROC of patches, in [0, 1], for information: it prefers features that real lesions do not.
+        distances: The two distances of each image, normal ones first, shape ``(2, M + L)``; None if not finite.
+    """
+
+    image_auroc: float
+    pixel_auroc: float
+    distances: Tensor | None = None
+
+    @property
+    def held_out(self) -> int | None:
+        """Number of held-out normal images; None without distances."""
+        return None if self.distances is None else self.distances.shape[1] // (1 + _LESIONS)
+
+
+def standard_error(first: Score, second: Score) -> float:
+    """Return the standard error of the difference of two image AUROC, by a bootstrap over the normal images.
+
+    Args:
+        first: Score of one candidate.
+        second: Score of another, on the same questions.
+
+    Returns:
+        At least 0; 0 where a score has no distances, infinite where there are too few images to tell.
+    """
+    if first.distances is None or second.distances is None:
+        return 0.0
+    copies = 1 + _LESIONS  # the lesion images are copies of the normal ones, in the same order
+    images = cast("int", first.held_out)
+    if images < FEWEST or first.distances.shape != second.distances.shape:
+        return math.inf
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * images + [1] * images * _LESIONS)
+    differences = []
+    for _ in range(_RESAMPLES):
+        drawn = torch.randint(images, (images,), generator=generator)
+        rows = torch.cat([drawn + images * copy for copy in range(copies)])
+        one, other = (_auroc(score.distances[:, rows], labels) for score in (first, second))  # type: ignore[index]
+        differences.append(one - other)
+    return float(np.std(differences, ddof=1))
+
+
+class Questions:
+    """A small PatchCore on held-out images: distance of patches to the nearest of a random bank of normal patches.
+
+    Lesions are of the families that are not trained with: what the training has seen would flatter it. Images, lesions
+    and the places of the bank are drawn once, so that all candidates face the same questions.
+
+    Args:
+        bank: Normal training images in [0, 1], shape ``(N, 3, H, W)``.
+        held_out: Other normal images, shape ``(M, 3, H, W)``.
+        recipe: Its families, MedMix settings and seed are used.
+    """
+
+    def __init__(self, bank: Tensor, held_out: Tensor, recipe: Recipe) -> None:
+        generator = torch.Generator().manual_seed(recipe.seed)
+        counts = torch.arange(_LESIONS * len(held_out)) % (recipe.classes - 1) + 1
+        unseen = [name for name in NAMES if name not in recipe.lesions.families] or recipe.lesions.families
+        copies = held_out.repeat(_LESIONS, 1, 1, 1)
+        lesions = LesionMix(unseen, MedMix(**recipe.lesions.medmix)).synthesize(copies, counts, generator)
+        self.bank = bank
+        self.images = torch.cat([held_out, lesions.image])
+        self.masks = torch.cat([torch.zeros_like(held_out[:, :1]), lesions.mask])
+        self.labels = (torch.arange(len(self.images)) >= len(held_out)).long()
+        self.order = torch.rand(1 << 20, generator=generator)
+
+    @torch.no_grad()
+    def score(self, encoder: Encoder, device: torch.device) -> Score:
+        """Return the score of an encoder; its training mode is left as it was."""
+        with evaluating(encoder):
+            maps = _patches(encoder, self.bank, device)
+            bank = maps.flatten(0, 2)
+            bank = bank[self.order[: len(bank)].argsort()[:_BANK].to(device)]
+            distances = [
+                torch.cdist(rows, bank).amin(dim=-1)
+                for chunk in torch.split(self.images, _CHUNK)
+                for rows in torch.split(_patches(encoder, chunk, device).flatten(0, 2), _ROWS)
+            ]
+        distance = torch.cat(distances).reshape(len(self.images), -1).cpu()
+        if not distance.isfinite().all():
+            logger.warning("MSACL: the features are not finite any more; try a smaller optimizer.learning_rate.")
+            return Score(0.0, 0.0)  # never the best
+        masks = cells(self.masks, maps.movedim(-1, 1)).flatten(1) > 0.5
+        images = torch.stack([distance.amax(dim=1), distance.mean(dim=1)])
+        lesions = masks.flatten()
+        pixel = roc_auc_score(lesions, distance.flatten()) if lesions.any() else 0.5
+        return Score(_auroc(images, self.labels), float(pixel), images)
+
+
+def _auroc(distances: Tensor, labels: Tensor) -> float:
+    """Return the mean AUROC of several distances of the same images, shape ``(K, N)``."""
+    return float(np.mean([roc_auc_score(labels, distance) for distance in distances]))
+
+
+def _patches(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
+    """Return patch features, shape ``(N, h, w, C)``."""
+    chunks = torch.split(images, _CHUNK)
+    return torch.cat([patch_features(encoder(chunk.to(device), pooled=False)[0]) for chunk in chunks]).movedim(1, -1)

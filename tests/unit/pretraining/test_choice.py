@@ -1,0 +1,124 @@
+"""The choice of the weights to keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from anomalib_msacl.backbone import create_backbone
+from anomalib_msacl.backbone.encoder import Encoder
+from anomalib_msacl.families import NAMES, LesionMix
+from anomalib_msacl.medmix import MedMixOutput
+from anomalib_msacl.pretraining.questions import Questions, Score, standard_error
+from tests.conftest import make_recipe
+
+
+class Stage(nn.Module):
+    """A backbone of one stage whose features are the image, pooled, times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.feature_info = [{"module": "stage", "num_chs": 3, "reduction": 4}]
+
+    def forward_intermediates(self, images: Tensor, **options: object) -> list[Tensor]:
+        return [self.factor * torch.nn.functional.avg_pool2d(images, 4)]
+
+
+def encoder(factor: float) -> Encoder:
+    return Encoder(Stage(factor), ["stage"], mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def smooth_images(number: int) -> Tensor:
+    """Almost equal images: any lesion is far from every normal patch."""
+    return 0.5 + 0.01 * torch.rand(number, 3, 64, 64, generator=torch.Generator().manual_seed(number))
+
+
+def questions() -> Questions:
+    return Questions(
+        smooth_images(4), smooth_images(6), make_recipe(families=[name for name in NAMES if name != "blob"])
+    )
+
+
+def test_features_that_show_lesions_score_high_and_blind_ones_by_chance() -> None:
+    seeing = questions().score(encoder(1.0), torch.device("cpu"))
+    assert seeing.image_auroc > 0.95
+    assert seeing.pixel_auroc > 0.95
+    assert questions().score(encoder(0.0), torch.device("cpu"))[:2] == (0.5, 0.5)
+
+
+def test_the_score_does_not_depend_on_the_scale_of_the_features() -> None:
+    assert questions().score(encoder(1.0), torch.device("cpu"))[:2] == pytest.approx(
+        questions().score(encoder(1000.0), torch.device("cpu"))[:2],
+        abs=0.01,  # almost equal patches: the last digits of a distance decide
+    )
+
+
+def test_all_candidates_face_the_same_questions() -> None:
+    first, second = questions(), questions()
+    assert torch.equal(first.images, second.images)
+    network = Encoder(create_backbone("test_resnet", "random")[0])
+    one, other = (asked.score(network, torch.device("cpu")) for asked in (first, second))
+    assert one[:2] == other[:2]
+    assert torch.equal(one.distances, other.distances)
+
+
+def test_the_questions_are_of_families_that_were_not_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def synthesize(mix: LesionMix, images: Tensor, *_: object) -> MedMixOutput:
+        asked.extend(mix.families)
+        return MedMixOutput(images, torch.zeros_like(images[:, :1]), torch.ones(len(images)))
+
+    monkeypatch.setattr(LesionMix, "synthesize", synthesize)
+    Questions(smooth_images(2), smooth_images(2), make_recipe(families=["medmix", "haze"]))
+    assert set(asked) == set(NAMES) - {"medmix", "haze"}
+    asked.clear()
+    Questions(smooth_images(2), smooth_images(2), make_recipe(families=list(NAMES)))
+    assert set(asked) == set(NAMES)
+
+
+def test_scoring_leaves_training_mode_and_weights_alone() -> None:
+    network = Encoder(create_backbone("test_resnet", "random")[0], train_batch_norm=True).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    questions().score(network, torch.device("cpu"))
+    assert network.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_features_that_are_not_finite_never_win() -> None:
+    assert questions().score(encoder(float("nan")), torch.device("cpu")) == Score(0.0, 0.0)
+
+
+def scored(normal: Tensor, lesions: Tensor) -> Score:
+    distances = torch.cat([normal, lesions])
+    labels = torch.cat([torch.zeros(len(normal)), torch.ones(len(lesions))])
+    return Score(float(roc_auc_score(labels, distances)), 0.5, distances.repeat(2, 1))
+
+
+def test_the_standard_error_is_that_of_the_difference_over_new_draws_of_images() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(images: int) -> tuple[Score, Score]:
+        """Two candidates that agree on how hard an image is, the second a little better."""
+        hard, noise = torch.randn(3, images, generator=generator), torch.randn(2, 3, images, generator=generator)
+        first, second = (0.7 * hard + 0.7 * part for part in noise)
+        return scored(first[0], first[1:].flatten() + 0.8), scored(second[0], second[1:].flatten() + 1.0)
+
+    pairs = [draw(60) for _ in range(200)]
+    truth = torch.tensor([one.image_auroc - other.image_auroc for one, other in pairs]).std().item()
+    estimates = torch.tensor([standard_error(one, other) for one, other in pairs[:20]])
+    assert estimates.mean().item() == pytest.approx(truth, rel=0.25)
+
+
+def test_there_is_no_error_between_equals_nor_without_distances() -> None:
+    one = scored(torch.rand(20), torch.rand(40))
+    assert standard_error(one, one) == 0
+    assert standard_error(one, Score(0.0, 0.0)) == 0
+
+
+def test_too_few_images_tell_nothing() -> None:
+    one, other = scored(torch.tensor([0.1, 0.2]), torch.rand(4)), scored(torch.rand(2), torch.rand(4))
+    assert standard_error(one, other) == float("inf")

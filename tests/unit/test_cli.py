@@ -1,0 +1,121 @@
+"""The command line of the package: what it prints, how it fails, how fast it answers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anomalib_msacl.cli import config_path, main
+from anomalib_msacl.errors import InputError, one_line_errors, sentence_of, show_in_one_line
+
+
+def test_the_configurations_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["configs", "msacl_padim"])
+    assert Path(capsys.readouterr().out.strip()) == config_path("msacl_padim.yaml")
+    main(["configs"])
+    assert len(capsys.readouterr().out.splitlines()) == len(list(config_path("msacl_padim").parent.glob("*.yaml")))
+    with pytest.raises(SystemExit) as caught:
+        main(["configs", "nothing"])
+    assert caught.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("anomalib-msacl: error: there is no configuration 'nothing'; there are msacl_padim")
+    assert told.count("\n") == 1
+
+
+def test_a_configuration_is_copied_to_a_new_file_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "mine.yaml"
+    main(["configs", "msacl_padim", "--copy", str(target)])
+    assert target.read_text() == config_path("msacl_padim").read_text()
+    target.write_text("changed")
+    for arguments in (["msacl_padim", "--copy", str(target)], ["msacl_padim", "--copy", str(tmp_path / "no" / "x")]):
+        with pytest.raises(SystemExit):
+            main(["configs", *arguments])
+        assert "name " in capsys.readouterr().err
+    assert target.read_text() == "changed"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [([], "msacl_padim.yaml"), (["msacl_padim"], "msacl_padim.yaml"), (["--help"], "lesions")]
+)
+def test_the_module_answers_without_importing_torch(words: list[str], expected: str, tmp_path: Path) -> None:
+    """What takes long is the import of torch and anomalib: neither is there."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('torch', 'anomalib', 'timm', 'cv2', 'pydicom', 'nibabel', 'tifffile', 'lightning'):\n"
+        "    sys.modules[name] = None\n"
+    )
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
+    command = [sys.executable, "-m", "anomalib_msacl", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+
+
+def test_importing_and_building_leave_the_process_as_it_was() -> None:
+    script = (
+        "import sys, timm.models.vision_transformer as vit\n"
+        "hook, resample = sys.excepthook, vit.resample_abs_pos_embed\n"
+        "from anomalib_msacl import MedMix, Msacl, MsaclPretraining, Recipe\n"
+        "import torch\n"
+        "model = Msacl('test_vit', 'random', image_size=96)\n"
+        "MsaclPretraining(weights='random')\n"
+        "model(torch.rand(1, 3, 96, 96))\n"
+        "assert sys.excepthook is hook\n"
+        "assert vit.resample_abs_pos_embed is resample\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_input_error_ends_a_command_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), one_line_errors("program"):
+        raise InputError("the value\nis wrong")
+    assert capsys.readouterr().err == "program: error: the value is wrong\n"
+    with pytest.raises(KeyError), one_line_errors():
+        raise KeyError("mine")
+
+
+def test_a_message_that_another_error_quotes_is_found() -> None:
+    def quote() -> None:
+        message = str(InputError("recipe.x is 3"))
+        raise ValueError(f"Errors:\n  - {message}\nGiven value: 3")
+
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        quote()
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("Unknown model (resnt18)"), "unknown backbone 'resnt18'"),
+        (type("LocalEntryNotFoundError", (Exception,), {})("offline"), "the model hub is out of reach"),
+        (ValueError("something else"), ""),
+    ],
+)
+def test_the_commonest_slips_are_told_whoever_raises_them(error: Exception, expected: str) -> None:
+    assert sentence_of(error).startswith(expected)
+    assert bool(sentence_of(error)) is bool(expected)
+
+
+def test_the_hook_serves_one_error_and_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[BaseException] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, value, trace: seen.append(value))
+    previous, error = sys.excepthook, InputError("told once")
+    show_in_one_line(error)
+    sys.excepthook(InputError, error, None)
+    assert capsys.readouterr().err == "anomalib-msacl: error: told once\n"
+    assert sys.excepthook is previous
+    show_in_one_line(error)
+    other = KeyError("another")
+    sys.excepthook(KeyError, other, None)
+    assert seen == [other]
+    assert sys.excepthook is previous
+    show_in_one_line(KeyError("not of the input"))
+    assert sys.excepthook is previous

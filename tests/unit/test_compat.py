@@ -1,0 +1,69 @@
+"""Names that anomalib, Lightning, timm and torch keep private or may move: each test says what breaks without one."""
+
+from __future__ import annotations
+
+import inspect
+
+import timm
+import timm.models.vision_transformer as timm_vit
+import torch
+from anomalib.data import AnomalibDataModule
+from anomalib.models.components.feature_extractors import timm as extractors
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from anomalib_msacl.compat import (
+    BatchNorm,
+    DataModule,
+    is_attached,
+    position_embeddings_without_antialiasing,
+    set_max_steps,
+)
+
+
+def test_batch_norm_is_the_base_of_all_dimensions() -> None:
+    """Without it, frozen statistics would move, and whitening would not find the scales that it folds."""
+    assert all(isinstance(norm(2), BatchNorm) for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+    assert not isinstance(nn.LayerNorm(2), BatchNorm)
+
+
+def test_transformers_resample_their_position_embeddings_through_the_name_that_is_replaced() -> None:
+    """Otherwise features would differ before and after anomalib has built an extractor of its own."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", dynamic_img_size=True, num_classes=0).eval()
+    images = torch.rand(1, 3, 96, 96)
+    before = timm_vit.resample_abs_pos_embed
+    with torch.no_grad():
+        usual = model(images)
+        with position_embeddings_without_antialiasing():
+            plain = model(images)
+        assert timm_vit.resample_abs_pos_embed is before
+        timm_vit.resample_abs_pos_embed = inspect.unwrap(before)
+        extractors._disable_pos_embed_antialiasing()
+        anomalibs = model(images)
+        timm_vit.resample_abs_pos_embed = before
+    assert torch.equal(plain, anomalibs)
+    assert torch.allclose(usual, plain, atol=0.1)
+
+
+def test_a_trainer_takes_its_steps_from_where_they_are_set() -> None:
+    """Otherwise the recipe could not say how many steps Msacl makes."""
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    set_max_steps(trainer, 7)
+    assert trainer.max_steps == 7
+
+
+def test_a_module_knows_whether_it_has_a_trainer() -> None:
+    """Otherwise a resumed run and a loaded checkpoint could not be told apart."""
+    module = LightningModule()
+    assert not is_attached(module)
+    module.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert is_attached(module)
+
+
+def test_anomalibs_datamodule_calls_the_methods_that_are_given_public_names() -> None:
+    """Otherwise our datamodules would be read, or split, in anomalib's way."""
+    for name in ("_setup", "_create_test_split", "_create_val_split"):
+        assert callable(getattr(AnomalibDataModule, name))
+        assert name in inspect.getsource(AnomalibDataModule.setup)
+    assert issubclass(DataModule, AnomalibDataModule)
