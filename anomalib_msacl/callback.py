@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_msacl.data.checks import check_datamodule, check_validation
+from anomalib_msacl.data.samples import content_of
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
 from anomalib_msacl.hand_over import PretrainedBackbone, check_kind, find_backbone
 from anomalib_msacl.pretraining import Msacl, transform_parts
@@ -201,9 +202,7 @@ class _TrainingImages(LightningDataModule):
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
         share = min(max(1, round(recipe.held_out * len(data))), recipe.evaluation_images) if recipe.evaluations else 0
         held_out, rest = order[:share], order[share:]
-        # Files of `MedicalFolder` may hold several images, which it tells apart itself.
-        medical = "pixels" in data.samples
-        content = list(data.samples.pixels) if medical else [digests[str(path)] for path in data.samples.image_path]
+        content = content_of(data.samples, digests)
         seen = {content[index] for index in held_out}
         others = [index for index in rest if content[index] not in seen]
         if not others:

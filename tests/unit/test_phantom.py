@@ -10,8 +10,8 @@ from anomalib.data.utils import LabelName
 from PIL import Image
 
 from anomalib_msacl.data import Phantom
-from anomalib_msacl.data.phantom import render
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.phantom.rendering import render
 
 KINDS = ("fundus", "brain", "chest")
 SIDE = 64
@@ -104,7 +104,7 @@ def test_interrupted_rendering_leaves_nothing_behind(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return render(*arguments, **keywords)
 
-    monkeypatch.setattr("anomalib_msacl.data.phantom.render", stop_at_the_third)
+    monkeypatch.setattr("anomalib_msacl.phantom.rendering.render", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path).prepare_data()
     assert list(tmp_path.iterdir()) == []
@@ -119,7 +119,7 @@ def test_slower_of_two_processes_keeps_what_the_faster_one_made(tmp_path, monkey
             make(tmp_path).prepare_data()
         return render(*arguments, **keywords)
 
-    monkeypatch.setattr("anomalib_msacl.data.phantom.render", let_the_other_finish)
+    monkeypatch.setattr("anomalib_msacl.phantom.rendering.render", let_the_other_finish)
     assert len(contents(make(tmp_path))) == 5 + 9 + 4
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -9,24 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from anomalib_msacl.data.picture import Array, Picture, UnreadableError, brief, medical_library
+from anomalib_msacl.data.files import UnreadableError, oddity
+from anomalib_msacl.data.inspection import brief
+from anomalib_msacl.medical.image import Array, RawImage
+from anomalib_msacl.medical.library import medical_library
 
-_PREAMBLE = 128
+_PLAIN_SYNTAXES = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}  # neither packed nor deflated
+_DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
+_FRAGMENT = 8  # bytes that a compressed frame takes at least
+_DEFLATED = 1100  # a deflated file packs about 1030 bytes into one at best
+_LARGEST = 2**32  # bytes of a decoded frame
 _FAR = 1e12  # beyond any stored value: a window maps it to an end of its output range
 
 
-def has_dicom_prefix(path: Path) -> bool:
-    """Say whether a file has the prefix that DICOM files carry; many have no extension."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
-    except OSError:
-        return False
-
-
 def dicom_frames(path: Path) -> int:
-    """Return the number of frames of a file."""
-    return int(_header(path, pixels=False).get("NumberOfFrames") or 1)
+    """Return the number of frames of a file.
+
+    Raises:
+        UnreadableError: If the file is too short for the images that its header names.
+        InputError: If pydicom is not installed.
+    """
+    dataset = _header(path, pixels=False)
+    _check_size(dataset, path)
+    return _frames(dataset)
 
 
 def dicom_tag(path: Path, tag: str) -> str:
@@ -34,7 +39,7 @@ def dicom_tag(path: Path, tag: str) -> str:
     return str(_header(path, pixels=False).get(tag) or "").strip()
 
 
-def read_dicom(path: Path, frame: int) -> Picture:
+def read_dicom(path: Path, frame: int) -> RawImage:
     """Read one frame: palette and YBR to RGB; modality LUT or rescale; VOI LUT or window; MONOCHROME1.
 
     Args:
@@ -42,16 +47,17 @@ def read_dicom(path: Path, frame: int) -> Picture:
         frame: Index of the frame, from 0.
 
     Returns:
-        The picture; grey values are those after the modality LUT.
+        The image; grey values are those after the modality LUT.
 
     Raises:
-        UnreadableError: If it holds no picture that can be decoded.
+        UnreadableError: If it holds no image that can be decoded.
         InputError: If pydicom is not installed.
     """
     pixels = medical_library("pydicom.pixels", path)
     dataset = _whole(path, path.stat().st_mtime_ns)
+    _check_size(dataset, path)
     _check_pixel_data(dataset, pixels)
-    frames = int(dataset.get("NumberOfFrames") or 1)
+    frames = _frames(dataset)
     try:
         stored = pixels.pixel_array(dataset, index=frame if frames > 1 else None)
         attributes = _attributes(dataset, frame, medical_library("pydicom", path).Dataset())
@@ -77,6 +83,8 @@ def _whole(path: Path, modified: int) -> Any:
 def _header(path: Path, *, pixels: bool) -> Any:
     """Read the data set of a file."""
     pydicom = medical_library("pydicom", path)
+    if odd := oddity(path):
+        raise UnreadableError(f"is {odd}")
     try:
         dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
     except pydicom.errors.InvalidDicomError as error:
@@ -86,6 +94,25 @@ def _header(path: Path, *, pixels: bool) -> Any:
     if not dataset:
         raise UnreadableError("is broken: it ends after its header")
     return dataset
+
+
+def _frames(dataset: Any) -> int:
+    """Return the number of frames that a header names."""
+    return int(dataset.get("NumberOfFrames") or 1)
+
+
+def _check_size(dataset: Any, path: Path) -> None:
+    """Raise :class:`UnreadableError` where the header names images that the file cannot hold, or memory should not."""
+    frames, length = _frames(dataset), path.stat().st_size
+    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+    bits = int(dataset.get("BitsAllocated") or 8) * int(dataset.get("SamplesPerPixel") or 1)
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID"))
+    # the colours of pixels that share them are stored once, which halves the bytes at best
+    expected = frames * (rows * columns * bits // 8 // 2 if syntax in _PLAIN_SYNTAXES else _FRAGMENT)
+    if frames < 1 or expected > length * (_DEFLATED if syntax == _DEFLATED_SYNTAX else 1):
+        raise UnreadableError(f"has {length} bytes, too few for the {frames} frames of its header")
+    if rows * columns * bits // 8 > _LARGEST:
+        raise UnreadableError(f"has {columns} x {rows} pixels, more than are read: crop or resample it")
 
 
 def _check_pixel_data(dataset: Any, pixels: Any) -> None:
@@ -125,14 +152,14 @@ def _attributes(dataset: Any, frame: int, attributes: Any) -> Any:
     return attributes
 
 
-def _colour(pixels: Array, bits: int) -> Picture:
-    """Return a colour picture of values with a number of bits."""
+def _colour(pixels: Array, bits: int) -> RawImage:
+    """Return a colour image of values with a number of bits."""
     highest = float(2**bits - 1)
-    return Picture((pixels[..., :3] / np.float32(highest)).astype(np.float32), "dicom", (0.0, highest))
+    return RawImage((pixels[..., :3] / np.float32(highest)).astype(np.float32), "dicom", (0.0, highest))
 
 
-def _grey(stored: Array, dataset: Any, pixels: Any) -> Picture:
-    """Return a grey picture with what the file wants to be shown."""
+def _grey(stored: Array, dataset: Any, pixels: Any) -> RawImage:
+    """Return a grey image with what the file wants to be shown."""
     values = pixels.apply_modality_lut(stored, dataset)
     limits = _stored_range(stored, dataset)
     span: list[float] | None = None
@@ -149,7 +176,7 @@ def _grey(stored: Array, dataset: Any, pixels: Any) -> Picture:
     padding = _padding(stored, dataset)
     if shown is not None and padding is not None:
         shown[padding] = 0
-    return Picture(
+    return RawImage(
         values=values.astype(np.float32),
         kind="dicom",
         range=(span[0], span[-1]) if span else None,
