@@ -18,7 +18,7 @@ _PLAIN_SYNTAXES = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.
 _DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
 _FRAGMENT = 8  # bytes that a compressed frame takes at least
 _DEFLATED = 1100  # a deflated file packs about 1030 bytes into one at best
-_LARGEST = 2**32  # bytes of a decoded frame
+_LARGEST = 2**30  # bytes of a decoded frame
 _FAR = 1e12  # beyond any stored value: a window maps it to an end of its output range
 
 
@@ -30,8 +30,10 @@ def dicom_frames(path: Path) -> int:
         InputError: If pydicom is not installed.
     """
     dataset = _header(path, pixels=False)
-    _check_size(dataset, path)
-    return _frames(dataset)
+    frames = _frames(dataset)
+    if frames > 1:
+        _check_size(dataset, path)
+    return frames
 
 
 def dicom_tag(path: Path, tag: str) -> str:
@@ -55,8 +57,8 @@ def read_dicom(path: Path, frame: int) -> RawImage:
     """
     pixels = medical_library("pydicom.pixels", path)
     dataset = _whole(path, path.stat().st_mtime_ns)
-    _check_size(dataset, path)
     _check_pixel_data(dataset, pixels)
+    _check_size(dataset, path)
     frames = _frames(dataset)
     try:
         stored = pixels.pixel_array(dataset, index=frame if frames > 1 else None)

@@ -112,7 +112,7 @@ def make_empty(path: Path) -> None:
 def test_files_that_cannot_be_decoded(root, spoil, name):
     spoil(root / name)
     message = message_of(check_datamodule, ready(root))
-    assert "cannot decode" in message
+    assert "1 images cannot be used" in message
     assert str(root / name) in message
     assert message.count(str(root)) == 1
 
@@ -120,7 +120,7 @@ def test_files_that_cannot_be_decoded(root, spoil, name):
 def test_file_that_vanished(root):
     datamodule = ready(root)
     (root / "good/001.png").unlink()
-    assert "001.png (No such file" in message_of(check_datamodule, datamodule)
+    assert "001.png cannot be opened: No such file" in message_of(check_datamodule, datamodule)
 
 
 def test_many_bad_files_are_counted_after_the_fifth(root):
@@ -253,6 +253,7 @@ def test_uncaught_input_error_is_one_line():
 
 def test_error_in_a_constructor_named_on_the_command_line_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", lambda *_: pytest.fail("shown by the previous hook"))
+    show_input_errors_as_one_line()
     parser = ArgumentParser()
     parser.add_subclass_arguments(AnomalibDataModule, "data")
     config = parser.parse_args(["--data=anomalib_msacl.data.Phantom", "--data.init_args.kind=liver"])

@@ -165,7 +165,7 @@ def test_settings_that_exclude_each_other(root):
     for changes, words in (
         ({"data_json": "data.json"}, "either normal_dir"),
         ({"val_split_mode": "synthetic"}, "val_split_mode is synthetic: set it to medmix"),
-        ({"test_split_mode": "synthetic"}, "reads 8-bit pictures only"),
+        ({"test_split_mode": "synthetic"}, "reads 8-bit images only"),
         ({"duplicates": "maybe"}, "duplicates is maybe"),
         ({"patient_pattern": "(", "patient_tag": None}, "no regular expression"),
         ({"patient_pattern": "a", "patient_tag": "PatientID"}, "choose one"),
