@@ -81,13 +81,7 @@ def find_images(
     path = root / folder
     if not path.is_dir():
         raise InputError(f"{argument} '{folder}' is missing below '{root}': {describe_neighbours(path)}")
-    try:
-        entries = walk(path)
-    except OSError as error:
-        raise InputError(
-            f"{argument} '{folder}' below '{root}' cannot be listed ({error.filename}: {error.strerror}): give this "
-            "user the right to read it"
-        ) from error
+    entries = list_folder(path)
     odd = {entry: oddity(entry) for entry in entries}
     broken = [f"{entry} ({odd[entry]})" for entry in entries if odd[entry] and _ends(entry, endings)]
     if broken:
@@ -103,15 +97,18 @@ def find_images(
     return images
 
 
-def walk(folder: Path) -> list[Path]:
-    """Return all that is in a folder and below it but folders, sorted; links to folders are not followed.
+def list_folder(folder: Path) -> list[Path]:
+    """Return everything but folders in a folder and below it, sorted; links to folders are not followed.
 
     Raises:
-        OSError: If a folder cannot be listed.
+        InputError: If a folder cannot be listed.
     """
 
     def fail(error: OSError) -> None:
-        raise error
+        raise InputError(
+            f"the folder '{error.filename}' cannot be listed ({error.strerror}): give this user the right to read it, "
+            "or remove it"
+        ) from error
 
     return sorted(Path(place, name) for place, _, names in os.walk(folder, onerror=fail) for name in names)
 

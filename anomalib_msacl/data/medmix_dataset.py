@@ -143,7 +143,7 @@ class MedMixDataset(AnomalibDataset):
             shutil.rmtree(draft, ignore_errors=True)
 
     def _table(self, chosen: list[int]) -> pd.DataFrame:
-        """Return the sample table; ``source_index`` is the row of the image in the source."""
+        """Return the sample table; the column ``SOURCE_INDEX`` is the row in the source."""
         samples = self.source.samples.copy()
         samples[Column.SOURCE_INDEX] = range(len(samples))
         names = [f"{index:06d}.png" for index in chosen]
@@ -152,7 +152,7 @@ class MedMixDataset(AnomalibDataset):
         samples.loc[chosen, "label_index"] = int(LabelName.ABNORMAL)
         samples.loc[chosen, "image_path"] = [str(self.folder / "lesion" / name) for name in names]
         samples.loc[chosen, "mask_path"] = [str(self.folder / "mask" / name) for name in names]
-        samples.loc[chosen, Column.SHA256] = ""  # for check_datamodule: these are in order, and copies of nothing
+        samples.loc[chosen, Column.SHA256] = ""  # for check_datamodule: no need to look, and copies of nothing
         samples.loc[chosen, Column.SIDE] = MINIMUM_SIDE
         samples["split"] = Split.VAL.value
         samples.attrs["task"] = "segmentation"

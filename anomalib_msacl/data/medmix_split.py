@@ -7,7 +7,7 @@ decides the threshold and the normalisation of scores, and the checkpoint where 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from anomalib.data import AnomalibDataModule
@@ -24,20 +24,21 @@ MEDMIX = "medmix"
 
 
 class MedMixSplit(AnomalibDataModule):
-    """A datamodule that knows one more ``val_split_mode``, ``medmix``; list it before the datamodule of anomalib.
+    """Adds ``medmix`` to the values of ``val_split_mode``; a base class to name before a datamodule of anomalib.
 
     Normal training images are held out, and half of them get MedMix lesions. anomalib's own enumeration
-    ``ValSplitMode`` never sees the name: to anomalib such a datamodule makes no split.
+    ``ValSplitMode`` never sees the name: to anomalib such a datamodule has the mode ``none``.
 
     Args:
         val_split_mode: As in anomalib, or ``medmix``.
-        **kwargs: All other arguments of the datamodule.
+        **kwargs: All other arguments of the datamodule, among them ``val_split_ratio``, the part of the training
+            images, or of their patients, that is held out.
 
     Raises:
         InputError: If there is no such mode.
     """
 
-    val_split_modes: tuple[ValSplitMode, ...] = tuple(ValSplitMode)
+    val_split_modes: ClassVar[tuple[ValSplitMode, ...]] = tuple(ValSplitMode)
     """Those of anomalib's modes that are accepted."""
 
     def __init__(self, *, val_split_mode: ValSplitMode | str = ValSplitMode.FROM_TEST, **kwargs: Any) -> None:

@@ -43,7 +43,7 @@ def check_contents(contents: Sequence[Contents]) -> None:
     blank = [found.path for found in contents if len(found.constant) == len(found.frames)]
     if blank:
         raise InputError(
-            f"{len(blank)} images are of one value throughout, as an all-black one is, {listed(blank)}: remove them"
+            f"{len(blank)} images are of one value throughout, as black ones are, {listed(blank)}: remove them"
         )
 
 

@@ -68,9 +68,7 @@ class MedicalDataModule(MedMixSplit):
         InputError: If a setting is wrong; from ``setup()`` if a file is.
     """
 
-    val_split_modes = (
-        *(ValSplitMode.NONE, ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST),
-    )
+    val_split_modes = (ValSplitMode.NONE, ValSplitMode.SAME_AS_TEST, ValSplitMode.FROM_TRAIN, ValSplitMode.FROM_TEST)
 
     def __init__(
         self,
@@ -162,7 +160,7 @@ class MedicalDataModule(MedMixSplit):
         self.test_data.samples.attrs["task"] = self.train_data.samples.attrs["task"]
 
     def _create_val_split(self) -> None:
-        """Split by patient; ``medmix`` brings its own lesions."""
+        """Split by patient; ``medmix`` is the base class's."""
         if self.medmix_validation:
             super()._create_val_split()
         elif self.val_split_mode == ValSplitMode.FROM_TRAIN:

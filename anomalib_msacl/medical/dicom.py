@@ -1,17 +1,15 @@
-"""DICOM files: pixels through pydicom's own functions."""
+"""DICOM files: headers, checks, and pixels through pydicom's own functions."""
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from anomalib_msacl.data.files import UnreadableError, oddity
 from anomalib_msacl.data.inspection import brief
-from anomalib_msacl.medical.image import Array, RawImage
+from anomalib_msacl.medical.dicom_display import colour_image, grey_image
+from anomalib_msacl.medical.image import RawImage
 from anomalib_msacl.medical.library import medical_library
 
 _PLAIN_SYNTAXES = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}  # neither packed nor deflated
@@ -19,7 +17,6 @@ _DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
 _FRAGMENT = 8  # bytes that a compressed frame takes at least
 _DEFLATED = 1100  # a deflated file packs about 1030 bytes into one at best
 _LARGEST = 2**30  # bytes of a decoded frame
-_FAR = 1e12  # beyond any stored value: a window maps it to an end of its output range
 
 
 def dicom_frames(path: Path) -> int:
@@ -65,10 +62,10 @@ def read_dicom(path: Path, frame: int) -> RawImage:
         attributes = _attributes(dataset, frame, medical_library("pydicom", path).Dataset())
         if attributes.PhotometricInterpretation == "PALETTE COLOR":
             bits = int(attributes.RedPaletteColorLookupTableDescriptor[2])
-            return _colour(pixels.apply_color_lut(stored, attributes), bits)
+            return colour_image(pixels.apply_color_lut(stored, attributes), bits)
         if stored.ndim == 3:
-            return _colour(stored, int(attributes.BitsStored))
-        return _grey(stored, attributes, pixels)
+            return colour_image(stored, int(attributes.BitsStored))
+        return grey_image(stored, attributes, pixels)
     except UnreadableError:
         raise
     except Exception as error:  # the decoders raise nearly any kind on corrupt data
@@ -152,78 +149,3 @@ def _attributes(dataset: Any, frame: int, attributes: Any) -> Any:
             for item in group.get(name) or []:
                 attributes.update(item)
     return attributes
-
-
-def _colour(pixels: Array, bits: int) -> RawImage:
-    """Return a colour image of values with a number of bits."""
-    highest = float(2**bits - 1)
-    return RawImage((pixels[..., :3] / np.float32(highest)).astype(np.float32), "dicom", (0.0, highest))
-
-
-def _grey(stored: Array, dataset: Any, pixels: Any) -> RawImage:
-    """Return a grey image with what the file wants to be shown."""
-    values = pixels.apply_modality_lut(stored, dataset)
-    limits = _stored_range(stored, dataset)
-    span: list[float] | None = None
-    if limits:
-        span = sorted(float(value) for value in pixels.apply_modality_lut(np.array(limits), dataset))
-    inverse = dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
-    window = _window(dataset)
-    shown = None
-    if window or span:
-        shown = pixels.apply_voi_lut(values, dataset).astype(np.float32)
-        low, high = _shown_range(dataset, pixels, window, span)
-        shown = ((shown - low) / (high - low or 1)).clip(0, 1)
-        shown = 1 - shown if inverse else shown
-    padding = _padding(stored, dataset)
-    if shown is not None and padding is not None:
-        shown[padding] = 0
-    return RawImage(
-        values=values.astype(np.float32),
-        kind="dicom",
-        range=(span[0], span[-1]) if span else None,
-        shown=shown,
-        window=window or ("all of 8 bits" if int(dataset.BitsStored) <= 8 else ""),
-        inverse=inverse,
-        padding=padding,
-    )
-
-
-def _stored_range(stored: Array, dataset: Any) -> list[int] | None:
-    """Return the lowest and the highest value that can be stored, None for floating point numbers."""
-    if not np.issubdtype(stored.dtype, np.integer):
-        return None
-    bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
-    return [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1]
-
-
-def _window(dataset: Any) -> str:
-    """Return a name for the window or table of a file, the same for the same one; empty where it has none."""
-    table = (dataset.get("VOILUTSequence") or [None])[0]
-    if table is not None and table.get("LUTDescriptor") is not None and table.get("LUTData") is not None:
-        return f"LUT {hashlib.sha256(repr(table.LUTData).encode()).hexdigest()[:12]}"
-    parts = [dataset.get(name) for name in ("WindowCenter", "WindowWidth")]
-    if None in parts:
-        return ""
-    return f"{parts[0]} / {parts[1]} {dataset.get('VOILUTFunction', 'LINEAR')}"
-
-
-def _shown_range(dataset: Any, pixels: Any, window: str, span: list[float] | None) -> tuple[float, float]:
-    """Return the range that pydicom maps the window or table to."""
-    if window.startswith("LUT"):
-        return 0.0, float(2 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-    if window:  # pydicom knows best, so ask it what becomes of extreme values
-        low, high = pixels.apply_voi_lut(np.array([-_FAR, _FAR]), dataset)
-        return float(low), float(high)
-    assert span is not None  # noqa: S101  # the caller has made sure
-    return span[0], span[-1]
-
-
-def _padding(stored: Array, dataset: Any) -> Array | None:
-    """Return where the stored values say that there is no image."""
-    first = dataset.get("PixelPaddingValue")
-    if first is None:
-        return None
-    last = dataset.get("PixelPaddingRangeLimit", first)
-    inside: Array = (stored >= min(first, last)) & (stored <= max(first, last))
-    return inside

@@ -26,15 +26,15 @@ class MedicalFolder(MedicalDataModule, Folder):
         name: Name of the data set, used for the result folders.
         root: Folder that all files lie below; the working folder if None.
         normal_dir: Folder or folders of normal training images.
-        abnormal_dir: Folder or folders of abnormal test images; None without.
+        abnormal_dir: Folder or folders of abnormal test images; None if there are none.
         normal_test_dir: Folder or folders of normal test images. If None, ``test_split_ratio`` of the training images
             are held out for the test, by patient.
-        mask_dir: Folder or folders of masks: as many as of abnormal images, or one for all. A mask has the place and
-            name of its image, with any extension, or the name with ``_mask`` or ``_seg`` at its end.
+        mask_dir: Folder or folders of masks: one for each folder of abnormal images, or one for all. A mask has the
+            place and name of its image, with any extension, or the name with ``_mask`` or ``_seg`` at its end.
         data_json: In place of the folders: a file as MedIAnomaly publishes it, ``{"train": {"0": [names]}, "test":
             {"0": [names], "1": [names]}}``, below ``root``.
         image_dir: Folder that the names in ``data_json`` are relative to.
-        extensions: Ends of the file names to read. If None all that can be read, and DICOM files of any name.
+        extensions: Endings of the file names that are read. If None, all that can be read, and DICOM files of any name.
         **kwargs: All other arguments of :class:`anomalib_msacl.medical.MedicalDataModule` and of anomalib's
             ``Folder``.
 
@@ -99,7 +99,7 @@ class MedicalFolder(MedicalDataModule, Folder):
         return files
 
     def _images(self, argument: str, folder: str | Path) -> dict[str, Path]:
-        """Return the images of a folder by their place in it, without extension."""
+        """Return the images of a folder by their path in it, without extension."""
         path, endings = self.folder / folder, self.extensions or EXTENSIONS
         images = find_images(
             argument, self.folder, folder, lambda file: is_image(file, path, self.extensions), tuple(endings)

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from anomalib_msacl.medical.image import Array
 
-_CORNER = 0.5  # of either side: the box stands in the lower left corner
+_CORNER = 0.5  # of either side: the box lies in the lower left corner
 _MARGIN = 0.06  # by which green or blue must exceed red; tissue is red
 _SMALLEST, _FILLED = 0.01, 0.5  # part of the image that a box covers at least, and part of it that has its colour
 _NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)  # diagonal ones too

@@ -165,7 +165,7 @@ class Intensity:
         """Describe the rule, and what it has come to by the training images."""
         parts: list[str] = []
         if self.common_window:
-            parts.append(f"DICOM files by the window that all of them name, {self.common_window}")
+            parts.append(f"DICOM files by their common window ({self.common_window})")
         if self.depth:
             parts.append(f"integers of {self.depth} bits as 0 to {2**self.depth - 1}")
         if self.window:

@@ -29,7 +29,7 @@ class File:
         path: The file.
         label: Normal or abnormal.
         split: Training or test.
-        mask: Mask of the lesions; None without.
+        mask: Mask of the lesions; None if there is none.
         patient: Whose image it is; empty if that is not known.
     """
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from anomalib.data.utils import LabelName, Split
 
-from anomalib_msacl.data.files import walk
+from anomalib_msacl.data.files import list_folder
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.datamodule import MedicalDataModule
 from anomalib_msacl.medical.kinds import RASTER_EXTENSIONS, is_image
@@ -56,10 +56,12 @@ class PublishedData(MedicalDataModule):
             *places: Patterns of folders.
 
         Raises:
-            InputError: If there are none.
+            InputError: If there are none, or a folder cannot be listed.
         """
         folders = sorted(path for place in places for path in self.root.glob(place) if path.is_dir())
-        found = [path for folder in folders for path in walk(folder) if is_image(path, folder, RASTER_EXTENSIONS)]
+        found = [
+            path for folder in folders for path in list_folder(folder) if is_image(path, folder, RASTER_EXTENSIONS)
+        ]
         if not found:
             raise self.missing(f"no images in {' or '.join(places)}")
         return found

@@ -16,9 +16,9 @@ from anomalib_msacl.medical.table import File
 class HyperKvasir(PublishedData):
     """Hyper-Kvasir: colonoscopy, polyps with masks (CC BY 4.0; datasets.simula.no/hyper-kvasir, osf.io/mh9sj).
 
-    Normal are images of the classes cecum, ileum and bbps-2-3; abnormal those of the segmented part. CCD and PMSACL
-    report 1,600 normal training images, and 500 normal and 1,000 abnormal test images; which, is not published, so
-    they are drawn by ``seed``. There are no patient ids, so images of a patient can be on both sides.
+    Images of the classes cecum, ileum and bbps-2-3 are normal, those of the segmented part abnormal. CCD and PMSACL
+    report 1,600 normal training images, and 500 normal and 1,000 abnormal test images; which ones is not published,
+    so they are drawn by ``seed``. There are no patient ids, so images of a patient can be on both sides.
 
     Args:
         root: Folder with ``labeled-images`` and ``segmented-images``.
