@@ -172,7 +172,7 @@ class ImageReader:
             values = _decoded(path, frame, self.slices).values
         threshold = values.max() / 2 if str(path).lower().endswith((".jpg", ".jpeg")) else 0
         inside: Array = values > threshold
-        return (inside if inside.ndim == 2 else inside.any(axis=-1)), values
+        return np.asarray(inside if inside.ndim == 2 else inside.any(axis=-1)), values
 
     def _inspect(self, path: Path) -> Contents:
         """Do the work of :meth:`inspect`, with exceptions."""
