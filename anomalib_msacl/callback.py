@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import Compose, Normalize
 from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.data.checks import check_datamodule, check_validation
+from anomalib_msacl.data.samples import content_of
 from anomalib_msacl.detectors.msacl import Msacl
 from anomalib_msacl.errors import InputError, show_in_one_line
 from anomalib_msacl.pretraining.images import NormalImages
@@ -210,9 +211,7 @@ class _Split:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
         share = min(max(1, round(choice.held_out * len(data))), choice.images) if choice.evaluations else 0
         held_out, rest = order[:share], order[share:]
-        # Files of `MedicalFolder` may hold several images, which it tells apart itself.
-        medical = "pixels" in data.samples
-        content = list(data.samples.pixels) if medical else [digests[str(path)] for path in data.samples.image_path]
+        content = content_of(data.samples, digests)
         seen = {content[index] for index in held_out}
         others = [index for index in rest if content[index] not in seen]
         if not others:
@@ -227,9 +226,11 @@ class _Split:
 
     def loaders(self) -> tuple[Any, Any]:
         """Return loaders of the training images, shuffled, and of those that are held out."""
+        held_out: Any = []
+        if len(self.held_out):
+            held_out = self._loader(self.held_out, batch_size=self._batch_size)
         size = min(self._batch_size, len(self.training))
         training = self._loader(self.training, batch_size=size, shuffle=True, drop_last=True)
-        held_out = self._loader(self.held_out, batch_size=self._batch_size) if len(self.held_out) else []
         return training, held_out
 
     def _loader(self, data: Any, **options: Any) -> DataLoader[Any]:

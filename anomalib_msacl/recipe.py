@@ -320,7 +320,7 @@ def _check(settings: Any, place: str) -> None:
     for item in fields(settings):
         value, name = getattr(settings, item.name), f"{place}.{item.name}"
         kind: Any = hints[item.name]
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, kind):
                 raise InputError(f"{name} is {value!r}, but must be a {getattr(kind, '__name__', kind)}.")
             _check(value, name)

@@ -129,7 +129,7 @@ def model_args_of(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in _OWN_ARGS}
 
 
-def _described(model: nn.Module, provenance: Provenance) -> nn.Module:
+def _described(model: nn.Module, provenance: Provenance) -> Any:
     """Return a model that shares the tensors and is described as the new weights are."""
     described: Any = copy.copy(model)  # timm reads the description off the model
     former = dict(getattr(model, "pretrained_cfg", {}))

@@ -1,39 +1,27 @@
 """Checks of the images that a datamodule is about to hand to a training run."""
 
-import hashlib
-import io
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import LabelName
+from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch import Trainer
-from PIL import Image, UnidentifiedImageError
 
-from anomalib_msacl.data.raster import sample_bits, warn_of_lost_bits
+from anomalib_msacl.data.depth import warn_of_lost_bits
+from anomalib_msacl.data.inspection import Inspection, check_usable, inspect_each, inspect_image
+from anomalib_msacl.data.masks import check_masks, inspect_mask
+from anomalib_msacl.data.samples import inspected_files
 from anomalib_msacl.errors import InputError, name_some
 
+logger = logging.getLogger(__name__)
+
+_SUBSETS = ("train_data", "val_data", "test_data")
 _MAX_THREADS = 8
-
-
-@dataclass(frozen=True)
-class _Inspection:
-    """What one look at an image file gave.
-
-    Attributes:
-        sha256: Hex digest of the file's bytes, empty where the file cannot be read.
-        side: Length of the shorter side in pixels, 0 where the image cannot be decoded.
-        problem: Why the image cannot be decoded, empty where it can.
-        bits: Bits of a sample.
-    """
-
-    sha256: str = ""
-    side: int = 0
-    problem: str = ""
-    bits: int = 8
+_SAME_SHAPE = 0.02
 
 
 def check_datamodule(
@@ -41,11 +29,12 @@ def check_datamodule(
     minimum_train_images: int = 4,
     minimum_side: int = 24,  # smaller ones hold lesions of a pixel, however far they are enlarged
 ) -> dict[str, str]:
-    """Check every image of a datamodule that has been set up.
+    """Check every image, and every mask of an abnormal image, of a datamodule that has been set up.
 
     Each distinct file of the training, validation and test sets is read and fully decoded once; what a datamodule of
-    medical files has found out about them is taken over. Subsets that do not exist, and sample tables without labels,
-    are passed over. A warning names files of more than 8 bits that anomalib itself would read.
+    medical files has found out about them is taken over. Subsets that do not exist, and sample tables without labels
+    or masks, are passed over. Warnings name files of more than 8 bits or of several images, of which anomalib itself
+    would lose a part, images of one value throughout, and test images that are training images, byte for byte.
 
     Args:
         datamodule: The datamodule, after ``setup()``.
@@ -58,22 +47,25 @@ def check_datamodule(
 
     Raises:
         InputError: On the first of these that holds, naming the files: there are no or too few training images; a
-            training image is labelled abnormal; a file cannot be decoded; an image is too small; a training image
-            is, byte for byte, also an abnormal image of the validation or test set.
+            training image is labelled abnormal; a file cannot be decoded; an image is too small; all training images
+            are of one value throughout; a mask of an abnormal image is broken, empty, of another shape, or has no
+            background; a training image is, byte for byte, also an abnormal image of the validation or test set.
     """
     train = image_paths(datamodule, "train_data")
     _check_train_count(datamodule.name, len(train), minimum_train_images)
     _check_train_labels(image_paths(datamodule, "train_data", only_abnormal=True))
 
-    subsets = ("train_data", "val_data", "test_data")
-    known = {path: seen for subset in subsets for path, seen in _seen(datamodule, subset).items()}
-    paths = (path for subset in subsets for path in image_paths(datamodule, subset) if path not in known)
-    found = known | _inspect_all(paths)
-    _check_decoding(found)
+    known = _known(datamodule)
+    paths = [path for subset in _SUBSETS for path in image_paths(datamodule, subset) if path not in known]
+    looked_at = inspect_each(inspect_image, paths, _MAX_THREADS)
+    found = known | looked_at
+    check_usable({path: result.problem for path, result in found.items()})
     warn_of_lost_bits([path for path, result in found.items() if result.bits > 8])
+    _warn_of_lost_images([path for path, result in found.items() if result.images > 1])
     _check_sides(found, minimum_side)
-    evaluated = [path for subset in subsets[1:] for path in image_paths(datamodule, subset, only_abnormal=True)]
-    _check_no_abnormal_copies(found, train, evaluated)
+    _check_blank(found, train)
+    _check_masks(datamodule, looked_at)
+    _check_copies(datamodule, found, train)
     return {path: found[path].sha256 for path in train}
 
 
@@ -95,56 +87,46 @@ def check_validation(datamodule: AnomalibDataModule, trainer: Trainer) -> None:
 
 
 def image_paths(datamodule: AnomalibDataModule, subset: str, only_abnormal: bool = False) -> list[str]:
-    """List the distinct image paths of a subset, none where the subset or the asked-for label is missing."""
-    samples = getattr(getattr(datamodule, subset, None), "samples", None)
-    if samples is not None and len(samples) and "image_path" not in samples:
-        raise InputError(
-            f"the datamodule '{datamodule.name}' names no image files in {subset}: use one that reads files"
-        )
-    if samples is None or "image_path" not in samples:
+    """List the distinct image paths of a subset, none where the subset or the asked-for label is missing.
+
+    Raises:
+        InputError: If the subset has images but does not name their files.
+    """
+    samples = _samples(datamodule, subset)
+    if samples is None:
         return []
-    if only_abnormal:
-        if "label_index" not in samples:
-            return []
-        # isin, unlike ==, takes a missing label for "not abnormal"
-        samples = samples[samples["label_index"].isin([int(LabelName.ABNORMAL)])]
+    samples = _abnormal(samples) if only_abnormal else samples
     return list(dict.fromkeys(str(path) for path in samples["image_path"]))
 
 
-def _seen(datamodule: AnomalibDataModule, subset: str) -> dict[str, _Inspection]:
-    """Return what the sample table of a subset says of its files; those of anomalib's own datasets say nothing."""
-    samples = getattr(getattr(datamodule, subset, None), "samples", None)
-    if samples is None or not {"sha256", "side"} <= set(samples):
-        return {}
-    rows = samples.dropna(subset=["sha256", "side"])
+def _samples(datamodule: AnomalibDataModule, subset: str) -> pd.DataFrame | None:
+    """Return the sample table of a subset, None where there is none or it is empty."""
+    samples: pd.DataFrame | None = getattr(getattr(datamodule, subset, None), "samples", None)
+    if samples is None or not len(samples):
+        return None
+    if "image_path" not in samples:
+        raise InputError(
+            f"the datamodule '{datamodule.name}' names no image files in {subset}: use one that reads files"
+        )
+    return samples
+
+
+def _abnormal(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows labelled abnormal, none where there are no labels."""
+    if "label_index" not in samples:
+        return samples.iloc[:0]
+    # isin, unlike ==, takes a missing label for "not abnormal"
+    return samples[samples["label_index"].isin([int(LabelName.ABNORMAL)])]
+
+
+def _known(datamodule: AnomalibDataModule) -> dict[str, Inspection]:
+    """Return what the sample tables say of their files; those of anomalib's own datasets say nothing."""
+    tables = [samples for subset in _SUBSETS if (samples := _samples(datamodule, subset)) is not None]
     return {
-        str(path): _Inspection(digest, int(side))
-        for path, digest, side in zip(rows["image_path"], rows["sha256"], rows["side"], strict=True)
+        path: Inspection(digest, (side, side))
+        for samples in tables
+        for path, (digest, side) in inspected_files(samples).items()
     }
-
-
-def _inspect_all(paths: Iterable[str]) -> dict[str, _Inspection]:
-    """Inspect each distinct file once; PIL releases the interpreter lock while it decodes."""
-    distinct = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        return dict(zip(distinct, pool.map(_inspect, distinct), strict=True))
-
-
-def _inspect(path: str) -> _Inspection:
-    """Read and fully decode one image file."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        return _Inspection(problem=error.strerror or type(error).__name__)
-    digest = hashlib.sha256(content).hexdigest()
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return _Inspection(digest, min(image.size), bits=sample_bits(image, content))
-    except UnidentifiedImageError:
-        return _Inspection(digest, problem="not an image")
-    except Exception as error:  # PIL's decoders raise nearly any kind on corrupt bytes
-        return _Inspection(digest, problem=str(error) or type(error).__name__)
 
 
 def _check_train_count(name: str, count: int, minimum: int) -> None:
@@ -170,14 +152,17 @@ def _check_train_labels(abnormal: Sequence[str]) -> None:
         )
 
 
-def _check_decoding(found: dict[str, _Inspection]) -> None:
-    """Raise :class:`InputError` where files cannot be decoded."""
-    broken = [f"{path} ({result.problem})" for path, result in found.items() if result.problem]
-    if broken:
-        raise InputError(f"cannot decode {name_some(broken)}: replace or remove such files")
+def _warn_of_lost_images(paths: Sequence[str]) -> None:
+    """Warn of files with several pages or frames."""
+    if paths:
+        logger.warning(
+            "%d files hold several images, of which anomalib reads the first: %s; save each image as a file of its "
+            "own if the others count.",
+            *(len(paths), name_some(paths)),
+        )
 
 
-def _check_sides(found: dict[str, _Inspection], minimum: int) -> None:
+def _check_sides(found: Mapping[str, Inspection], minimum: int) -> None:
     """Raise :class:`InputError` where an image's shorter side is below ``minimum`` pixels."""
     small = [f"{path} ({result.side} pixels)" for path, result in found.items() if result.side < minimum]
     if small:
@@ -187,12 +172,58 @@ def _check_sides(found: dict[str, _Inspection], minimum: int) -> None:
         )
 
 
-def _check_no_abnormal_copies(found: dict[str, _Inspection], train: Sequence[str], abnormal: Sequence[str]) -> None:
-    """Raise :class:`InputError` where a training file equals an abnormal validation or test file."""
+def _check_blank(found: Mapping[str, Inspection], train: Sequence[str]) -> None:
+    """Raise :class:`InputError` where all training images are of one value throughout, and warn of others."""
+    blank = [path for path, result in found.items() if result.constant]
+    if all(found[path].constant for path in train):
+        raise InputError(
+            f"all {len(train)} training images are of one value throughout, as black ones are, {name_some(train)}: "
+            "give images that show something"
+        )
+    if blank:
+        logger.warning("%d images are of one value throughout, as black ones are: %s", len(blank), name_some(blank))
+
+
+def _check_masks(datamodule: AnomalibDataModule, found: Mapping[str, Inspection]) -> None:
+    """Raise :class:`InputError` where masks do not fit the abnormal images that anomalib itself reads."""
+    pairs: dict[str, str] = {}
+    for subset in _SUBSETS[1:]:
+        samples = _samples(datamodule, subset)
+        drawn = isinstance(getattr(datamodule, subset, None), SyntheticAnomalyDataset)  # may draw empty masks
+        if samples is not None and "mask_path" in samples and not drawn:
+            rows = _abnormal(samples)
+            pairs |= {
+                str(mask): str(path)
+                for path, mask in zip(rows["image_path"], rows["mask_path"], strict=True)
+                if isinstance(mask, str) and mask and path in found
+            }
+    masks = inspect_each(inspect_mask, pairs, _MAX_THREADS)
+    # anomalib brings both to one size, so that only the shape counts
+    sizes = {mask: _alike(masks[mask].size, found[path].size) for mask, path in pairs.items()}
+    check_masks([(mask, masks[mask], sizes[mask]) for mask in pairs])
+
+
+def _alike(mask: tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:
+    """Return the size of a mask where its shape is that of the image, up to rounding, else the size of the image."""
+    ratio = (mask[0] * image[1]) / max(1, mask[1] * image[0])
+    return mask if abs(ratio - 1) <= _SAME_SHAPE else image
+
+
+def _check_copies(datamodule: AnomalibDataModule, found: Mapping[str, Inspection], train: Sequence[str]) -> None:
+    """Refuse training files that equal an abnormal one of the other subsets, and warn of those that equal any."""
+    abnormal = [path for subset in _SUBSETS[1:] for path in image_paths(datamodule, subset, only_abnormal=True)]
     original = {found[path].sha256: path for path in abnormal}
     copies = [f"{path} (same as {original[found[path].sha256]})" for path in train if found[path].sha256 in original]
     if copies:
         raise InputError(
             f"the training set holds abnormal images of the validation or test set: remove {name_some(copies)} from "
             "the training folder",
+        )
+    trained = {found[path].sha256: path for path in train}
+    tested = [path for path in image_paths(datamodule, "test_data") if found[path].sha256 in trained]
+    if tested:
+        words = [f"{path} (same as {trained[found[path].sha256]})" for path in tested]
+        logger.warning(
+            "%d test images are training images byte for byte, which makes the figures better than they are: %s",
+            *(len(words), name_some(words)),
         )

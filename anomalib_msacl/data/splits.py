@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import torch
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import LabelName
 
+from anomalib_msacl.data.samples import patients_of
 
-def patients_of(samples: pd.DataFrame) -> pd.Series:
-    """Return the patient of each row of a sample table; where none are known, every file is one of its own."""
-    return samples["patient" if "patient" in samples else "image_path"].astype(str)
+__all__ = ["patients_of", "split_by_patient"]
 
 
 def split_by_patient(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -204,6 +205,14 @@ def test_bmad_with_medmix_in_place_of_its_validation_set(folder: Path, place: Pa
     cli = anomalib("train", "msacl_patchcore_bmad", *data, *options, *SMALL, *at_size(64))
     assert isinstance(cli.datamodule.val_data, MedMixDataset)
     assert set(cli.engine.trainer.callback_metrics) >= FIGURES
+
+
+def test_own_normal_images_alone(folder: Path) -> None:
+    normal = [f"--data.init_args.{name}={value}" for name, value in (("abnormal_dir", "null"), ("root", folder))]
+    cli = anomalib("train", "msacl_patchcore_folder", *normal, "--data.init_args.val_split_mode=medmix", *SMALL)
+    assert isinstance(cli.datamodule.val_data, MedMixDataset)
+    assert set(cli.datamodule.test_data.samples.label_index) == {0}
+    assert not math.isnan(float(cli.model.post_processor.image_threshold))
 
 
 def spoil(folder: Path, how: str) -> None:

@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from anomalib.data import AnomalibDataModule
+from anomalib.models import Padim
+from jsonargparse import ArgumentParser
 
 from anomalib_msacl.cli import config_path, main
 from anomalib_msacl.errors import InputError, one_line_errors, sentence_of, show_in_one_line
@@ -119,3 +122,42 @@ def test_the_hook_serves_one_error_and_goes(
     assert sys.excepthook is previous
     show_in_one_line(KeyError("not of the input"))
     assert sys.excepthook is previous
+
+
+def test_an_error_in_a_constructor_named_on_the_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(AnomalibDataModule, "data")
+    config = parser.parse_args(["--data=anomalib_msacl.data.Phantom", "--data.init_args.kind=liver"])
+    with pytest.raises(SystemExit), one_line_errors():
+        parser.instantiate_classes(config)
+    expected = "anomalib-msacl: error: Phantom's kind is 'liver': choose one of fundus, brain, chest\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_hub_out_of_reach_is_one_line_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit), one_line_errors():
+        Padim("test_resnet", ["layer2"], pre_trained=True)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("anomalib-msacl: error: the model hub is out of reach")
+    assert "pre_trained: false" in told
+
+
+def test_an_error_of_the_input_while_anomalib_trains_is_one_line(tmp_path: Path) -> None:
+    """The last thing that ``anomalib train`` prints, without a hook before the error."""
+    script = (
+        "from anomalib.engine import Engine\n"
+        "from anomalib.models import Padim\n"
+        "from anomalib_msacl import MsaclPretraining\n"
+        "from anomalib_msacl.data import Phantom\n"
+        "data = Phantom('brain', image_size=64, train_images=2, test_images=4)\n"
+        "model = Padim('test_resnet', ['layer2'], pre_trained=False, n_features=10)\n"
+        "Engine(callbacks=[MsaclPretraining(weights='random')], accelerator='cpu').train(model, datamodule=data)\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("anomalib-msacl: error: the datamodule 'phantom_brain' has only 2")

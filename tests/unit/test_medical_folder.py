@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def test_settings_that_exclude_each_other(root):
     for changes, words in (
         ({"data_json": "data.json"}, "either normal_dir"),
         ({"val_split_mode": "synthetic"}, "val_split_mode is synthetic: set it to medmix"),
-        ({"test_split_mode": "synthetic"}, "reads 8-bit pictures only"),
+        ({"test_split_mode": "synthetic"}, "reads 8-bit images only"),
         ({"duplicates": "maybe"}, "duplicates is maybe"),
         ({"patient_pattern": "(", "patient_tag": None}, "no regular expression"),
         ({"patient_pattern": "a", "patient_tag": "PatientID"}, "choose one"),
@@ -253,7 +254,7 @@ def blacken(root: Path) -> None:
 
 
 DAMAGES = {
-    "2 images are of one value throughout, as an all-black one is": blacken,
+    "2 images are of one value throughout, as black ones are": blacken,
     "a.nii holds NaN or infinite": lambda root: write_nifti(
         root / "good/a.nii", np.full((9, 9, 4), np.nan, np.float32)
     ),
@@ -302,3 +303,64 @@ def test_mixed_sizes_need_a_resize(root, make_patchcore, make_engine):
     engine.fit(make_patchcore(), datamodule=make(root))
     with pytest.raises(InputError, match=r"images have 2 different sizes, most of them 40 x 48 but not .*large.png"):
         engine.fit(make_patchcore(pre_processor=False), datamodule=make(root))
+
+
+# What the log says of the intensity
+
+
+def write_window(root: Path) -> None:
+    for index in range(4):
+        write_dicom(root / f"good/{index}.dcm", tissue(index), **WINDOW)
+
+
+def write_ct(root: Path) -> None:
+    for index in range(4):
+        write_dicom(root / f"good/{index}.dcm", tissue(index), WindowCenter=1200, WindowWidth=400 + index)
+
+
+def write_deep(root: Path) -> None:
+    (root / "good").mkdir()
+    for index in range(4):
+        Image.fromarray(tissue(index)).save(root / f"good/{index}.png")
+
+
+def write_grey(root: Path) -> None:
+    for index in range(4):
+        write_png(root / f"good/{index}.png", index)
+
+
+def write_colours(root: Path) -> None:
+    for index in range(4):
+        (root / "good").mkdir(exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"good/{index}.png")
+
+
+def write_both(root: Path) -> None:
+    write_window(root)
+    write_nifti(root / "good/a.nii", np.stack([tissue(k) for k in range(9, 12)], axis=-1).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("write", "intensity", "told"),
+    [
+        (write_window, "auto", r"auto: DICOM files by their common window \(1200.* / 600.* LINEAR\)$"),
+        (write_ct, "auto", r"auto: values from 90\d(\.\d+)? to 1[45]\d\d(\.\d+)?$"),
+        (write_deep, "auto", r"auto: integers of 12 bits as 0 to 4095$"),
+        (write_grey, "auto", r"auto: integers of 8 bits as 0 to 255$"),
+        (write_colours, "auto", r"auto: colours by the highest value of their type$"),
+        (write_both, "auto", r"auto: DICOM files by .* LINEAR\); other files from \S+ to \S+$"),
+        (write_ct, "dicom", r"dicom: each DICOM file by its own window$"),
+        (write_ct, {"window": [1000, 1400]}, r"window \[1000.0, 1400.0\]: values from 1000 to 1400$"),
+        (write_ct, {"percentile": [1, 99]}, r"percentile \[1.0, 99.0\]: values from 9\d\d\S* to 1[45]\d\d\S*$"),
+    ],
+)
+def test_the_log_says_what_the_intensity_rule_has_come_to(tmp_path, caplog, write, intensity, told):
+    write(tmp_path)
+    with caplog.at_level(logging.INFO):
+        MedicalFolder(
+            "mine", tmp_path, "good", intensity=intensity, test_split_mode="none", val_split_mode="none"
+        ).setup()
+    lines = [record.getMessage() for record in caplog.records]
+    line = next(line for line in lines if line.startswith("Intensity of mine: "))
+    assert re.match(told, line.removeprefix("Intensity of mine: ")), line

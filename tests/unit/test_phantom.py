@@ -1,5 +1,6 @@
 """Properties of the rendered phantoms and of the datamodule around them."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import torch
 from anomalib.data.utils import LabelName
 from PIL import Image
 
-from anomalib_msacl.data import Phantom
-from anomalib_msacl.data.phantom import render
+from anomalib_msacl.data import MedMixDataset, Phantom
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.phantom.rendering import FORMAT_VERSION, SUBSETS, render
 
 KINDS = ("fundus", "brain", "chest")
 SIDE = 64
@@ -104,7 +105,7 @@ def test_interrupted_rendering_leaves_nothing_behind(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return render(*arguments, **keywords)
 
-    monkeypatch.setattr("anomalib_msacl.data.phantom.render", stop_at_the_third)
+    monkeypatch.setattr("anomalib_msacl.phantom.rendering.render", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path).prepare_data()
     assert list(tmp_path.iterdir()) == []
@@ -119,7 +120,7 @@ def test_slower_of_two_processes_keeps_what_the_faster_one_made(tmp_path, monkey
             make(tmp_path).prepare_data()
         return render(*arguments, **keywords)
 
-    monkeypatch.setattr("anomalib_msacl.data.phantom.render", let_the_other_finish)
+    monkeypatch.setattr("anomalib_msacl.phantom.rendering.render", let_the_other_finish)
     assert len(contents(make(tmp_path))) == 5 + 9 + 4
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -144,6 +145,58 @@ def test_root_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=re.escape(str(tmp_path / "file")) + ".*set root"):
         make(tmp_path / "file").prepare_data()
+
+
+# Files that are not ours
+
+
+def files_in(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["train/good/000.png", "notes.txt", "fundus-0123/000.png", "fundus-0123456789.txt"])
+def test_nothing_is_rendered_into_a_folder_of_others(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    before = files_in(tmp_path)
+    for use in (Phantom.prepare_data, Phantom.setup):
+        with pytest.raises(InputError) as caught:
+            use(make(tmp_path))
+        message = f"the root '{tmp_path}' of the phantom images holds files of others, {Path(name).parts[0]}: set root"
+        assert str(caught.value).startswith(message)
+    assert files_in(tmp_path) == before
+
+
+def test_sets_of_other_settings_and_hidden_files_are_no_hindrance(tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / ".fundus-0123456789-01234567").mkdir()  # what an interrupted run may leave
+    make(tmp_path).prepare_data()
+    make(tmp_path, kind="chest").prepare_data()
+    rendered = files_in(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    make(tmp_path, kind="chest").prepare_data()  # nothing has to be written
+    assert files_in(tmp_path) == rendered | {tmp_path / "notes.txt"}
+
+
+def test_the_images_of_earlier_versions_are_rendered_still():
+    digest = hashlib.sha256()
+    for kind in KINDS:
+        for subset in SUBSETS:
+            for index in range(3):
+                for part in render(kind, SIDE, 3, subset, index, with_lesions=subset == "test/lesion"):
+                    digest.update(part.tobytes())
+    assert (FORMAT_VERSION, digest.hexdigest()) == (
+        1,
+        "53fcffb052dc8fdb3b3f3382f1724c0e9be0b05a37e5e3077a78b0da35433811",
+    )
+
+
+def test_lesions_by_medmix_can_be_the_validation_set(tmp_path):
+    phantom = make(tmp_path, train_images=8, val_split_mode="medmix")
+    phantom.setup()
+    assert isinstance(phantom.val_data, MedMixDataset)
+    assert len(phantom.train_data) == len(phantom.val_data) == 4
+    assert len(phantom.test_data) == 9
 
 
 def test_anomalib_reads_it(tmp_path):

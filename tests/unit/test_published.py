@@ -11,7 +11,7 @@ from PIL import Image
 
 from anomalib_msacl import InputError
 from anomalib_msacl.data import LAG, CovidX, HyperKvasir, LiuColonoscopy, MedMixDataset
-from anomalib_msacl.data.inset import without_inset
+from anomalib_msacl.medical.inset import without_inset
 from tests.medical_files import tissue
 
 

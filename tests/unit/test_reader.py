@@ -18,8 +18,8 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from anomalib_msacl import InputError
 from anomalib_msacl.data import ImageReader, Slices
-from anomalib_msacl.data.dicom import read_dicom
-from anomalib_msacl.data.picture import UnreadableError
+from anomalib_msacl.data.files import UnreadableError
+from anomalib_msacl.medical.dicom import read_dicom
 from tests.medical_files import LOSSLESS, change_dicom, tissue, write_dicom, write_nifti
 
 

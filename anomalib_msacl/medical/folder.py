@@ -1,20 +1,20 @@
-"""``MedicalFolder``: anomalib's ``Folder`` for DICOM, NIfTI and pictures of more than 8 bits."""
+"""``MedicalFolder``: anomalib's ``Folder`` for DICOM, NIfTI and images of more than 8 bits."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from anomalib.data import Folder
 from anomalib.data.utils import LabelName, Split
 
-from anomalib_msacl.data.folder import as_list, describe_neighbours
-from anomalib_msacl.data.medical import File, MedicalDataModule
-from anomalib_msacl.data.reader import EXTENSIONS, list_images, stem_of
+from anomalib_msacl.data.files import as_list, check_root, find_images
 from anomalib_msacl.errors import InputError, name_some
+from anomalib_msacl.medical.datamodule import MedicalDataModule
+from anomalib_msacl.medical.json_list import listed_files
+from anomalib_msacl.medical.kinds import EXTENSIONS, is_image, stem_of
+from anomalib_msacl.medical.table import File
 
 _MASK_ENDINGS = ("", "_mask", "_seg")
 
@@ -26,16 +26,16 @@ class MedicalFolder(MedicalDataModule, Folder):
         name: Name of the data set, used for the result folders.
         root: Folder that all files lie below; the working folder if None.
         normal_dir: Folder or folders of normal training images.
-        abnormal_dir: Folder or folders of abnormal test images; None without.
+        abnormal_dir: Folder or folders of abnormal test images; None if there are none.
         normal_test_dir: Folder or folders of normal test images. If None, ``test_split_ratio`` of the training images
             are held out for the test, by patient.
-        mask_dir: Folder or folders of masks: as many as of abnormal images, or one for all. A mask has the place and
-            name of its image, with any extension, or the name with ``_mask`` or ``_seg`` at its end.
+        mask_dir: Folder or folders of masks: one for each folder of abnormal images, or one for all. A mask has the
+            place and name of its image, with any extension, or the name with ``_mask`` or ``_seg`` at its end.
         data_json: In place of the folders: a file as MedIAnomaly publishes it, ``{"train": {"0": [names]}, "test":
             {"0": [names], "1": [names]}}``, below ``root``.
         image_dir: Folder that the names in ``data_json`` are relative to.
-        extensions: Ends of the file names to read. If None all that can be read, and DICOM files of any name.
-        **kwargs: All other arguments of :class:`anomalib_msacl.data.medical.MedicalDataModule` and of anomalib's
+        extensions: Endings of the file names that are read. If None, all that can be read, and DICOM files of any name.
+        **kwargs: All other arguments of :class:`anomalib_msacl.medical.MedicalDataModule` and of anomalib's
             ``Folder``.
 
     Raises:
@@ -81,8 +81,7 @@ class MedicalFolder(MedicalDataModule, Folder):
         Raises:
             InputError: If a folder or file is missing, two images of a folder have one name, or masks do not match.
         """
-        if not self.folder.is_dir():
-            raise InputError(f"the root folder '{self.folder}' of '{self.name}' is missing: set root to its path")
+        check_root(self.folder, self.name)
         return self._listed_files() if self.data_json else self._found_files()
 
     def _found_files(self) -> list[File]:
@@ -100,14 +99,11 @@ class MedicalFolder(MedicalDataModule, Folder):
         return files
 
     def _images(self, argument: str, folder: str | Path) -> dict[str, Path]:
-        """Return the images of a folder by their place in it, without extension."""
-        path = self.folder / folder
-        if not path.is_dir():
-            raise InputError(f"{argument} '{folder}' is missing below '{self.folder}': {describe_neighbours(path)}")
-        images = list_images(path, self.extensions)
-        if not images:
-            ends = ", ".join(self.extensions or EXTENSIONS)
-            raise InputError(f"{argument} '{folder}' below '{self.folder}' has no images: put files there of {ends}")
+        """Return the images of a folder by their path in it, without extension."""
+        path, endings = self.folder / folder, self.extensions or EXTENSIONS
+        images = find_images(
+            argument, self.folder, folder, lambda file: is_image(file, path, self.extensions), tuple(endings)
+        )
         named: dict[str, Path] = {}
         twice = []
         for image in images:
@@ -145,35 +141,8 @@ class MedicalFolder(MedicalDataModule, Folder):
 
     def _listed_files(self) -> list[File]:
         """Return the files of a list as MedIAnomaly publishes it."""
-        path = self.folder / str(self.data_json)
-        try:
-            content = json.loads(path.read_text())
-            lists = {(split, key): list(content[split.value][key]) for split, key in _lists(content)}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"cannot read {path} ({error}): it must be a file with lists of names in train.0, test.0 and test.1"
-            ) from error
-        labels = {"0": LabelName.NORMAL, "1": LabelName.ABNORMAL}
-        abnormal_training = lists.get((Split.TRAIN, "1"))
-        if abnormal_training:
-            raise InputError(f"{path} lists abnormal training images, {name_some(abnormal_training)}: remove train.1")
-        folder = self.folder / self.image_dir
-        files = [
-            File(Path(os.path.normpath(folder / name)), labels[key], split)
-            for (split, key), names in lists.items()
-            for name in names
-        ]
-        missing = [str(file.path) for file in files if not file.path.is_file()]
-        if missing:
-            raise InputError(f"{path} lists {len(missing)} files that are missing, {name_some(missing)}: add them")
+        files = listed_files(self.folder / str(self.data_json), self.folder / self.image_dir)
         if not self.mask_dir:
             return files
         masks = self._masks([{stem_of(f.path): f.path for f in files if f.label == LabelName.ABNORMAL}])
         return [File(file.path, file.label, file.split, masks.get(file.path)) for file in files]
-
-
-def _lists(content: dict[str, Any]) -> Iterator[tuple[Split, str]]:
-    """Return which lists there are, those of a data set first that it cannot do without."""
-    yield Split.TRAIN, "0"
-    yield from ((Split.TEST, key) for key in ("0", "1") if key in content.get("test", {}))
-    yield from ((Split.TRAIN, key) for key in ("1",) if key in content["train"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from anomalib_msacl.data.picture import Array, Picture, UnreadableError
+from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.medical.image import Array, RawImage
 
 _WHOLE = (0.1, 99.9)  # percentiles of `auto`, where nothing else says what is black and what is white
 _DEPTHS = (8, 10, 12, 14, 16, 32)
@@ -21,28 +21,38 @@ class Sample:
     """What a rule needs to know of a training image.
 
     Attributes:
-        levels: Some of its grey values, shape ``(N,)``; none for colour images.
-        highest: The highest of all of them.
+        levels: Some of its grey values, inverted where low ones are bright, shape ``(N,)``; none for colour images.
+        lowest: The lowest of all values, as stored.
+        highest: The highest of them.
         window: Window of the DICOM file, empty without one.
         kind: Kind of file.
         integer: Whether values are unsigned integers.
+        shows_nothing: Whether the DICOM file's own window makes all of the image one value.
     """
 
     levels: Array
+    lowest: float
     highest: float
     window: str
     kind: str
     integer: bool
+    shows_nothing: bool
 
     @classmethod
-    def of(cls, picture: Picture) -> Sample:
-        """Take values of a picture, evenly spaced, padding left out."""
+    def of(cls, image: RawImage) -> Sample:
+        """Take values of an image, evenly spaced, padding left out."""
         empty: Array = np.zeros(0, dtype=np.float32)
-        inside = picture.levels if picture.padding is None else picture.levels[~picture.padding]
-        levels = empty if picture.colour else inside.ravel()
-        integer = picture.range is not None and picture.range[0] == 0
-        highest = float(picture.values.max())
-        return cls(levels[:: len(levels) // _SAMPLES + 1], highest, picture.window, picture.kind, integer)
+        inside = image.levels if image.padding is None else image.levels[~image.padding]
+        levels = empty if image.colour else inside.ravel()
+        return cls(
+            levels=levels[:: len(levels) // _SAMPLES + 1],
+            lowest=float(image.values.min()),
+            highest=float(image.values.max()),
+            window=image.window,
+            kind=image.kind,
+            integer=image.range is not None and image.range[0] == 0,
+            shows_nothing=image.shown is not None and bool(np.ptp(image.shown) == 0),
+        )
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Intensity:
             say it.
         own_window: Whether DICOM files are shown by their own window.
         depth: Bits of the integers that become [0, 1]; None where it does not matter.
+        common_window: The window that all DICOM training images name, empty where ``auto`` does not go by it.
     """
 
     rule: str = "auto"
@@ -63,10 +74,11 @@ class Intensity:
     window: tuple[float, float] | None = None
     own_window: bool = True
     depth: int | None = None
+    common_window: str = field(default="", repr=False)  # repr() is part of the key of pre-trained weights
 
     @classmethod
     def of(cls, given: str | Mapping[str, Sequence[float]]) -> Intensity:
-        """Build a rule from what stands in YAML.
+        """Build a rule from what is written in YAML.
 
         Raises:
             InputError: If there is no such rule, or its two values are not in order.
@@ -77,7 +89,8 @@ class Intensity:
             rule, limits = next(iter(given.items()))
             highest = 100 if rule == "percentile" else np.inf
             lowest = 0 if rule == "percentile" else -np.inf
-            ordered = isinstance(limits, Sequence) and len(limits) == 2 and lowest <= limits[0] < limits[1] <= highest
+            numbers = isinstance(limits, Sequence) and all(isinstance(limit, int | float) for limit in limits)
+            ordered = numbers and len(limits) == 2 and lowest <= limits[0] < limits[1] <= highest
             if rule in {"window", "percentile"} and ordered:
                 pair = (float(limits[0]), float(limits[1]))
                 return cls(rule, pair, pair if rule == "window" else None, own_window=False)
@@ -101,46 +114,67 @@ class Intensity:
         return replace(
             self,
             own_window=own,
+            common_window=next(iter(windows)) if own else "",
             window=_percentiles([*whole, *([] if own else dicom)], _WHOLE),
             depth=next((bits for bits in _DEPTHS if max(integers) < 2**bits), None) if integers else None,
         )
 
-    def apply(self, picture: Picture) -> Array:
-        """Return a picture in [0, 1], shape ``(H, W)`` or ``(H, W, 3)``, float32.
+    def apply(self, image: RawImage) -> Array:
+        """Return an image in [0, 1], shape ``(H, W)`` or ``(H, W, 3)``, float32.
 
         Raises:
             UnreadableError: If the rule does not fit the file.
         """
-        if picture.colour:
-            return picture.values
-        if self.own_window and picture.kind == "dicom" and picture.shown is not None:
-            return picture.shown
+        if image.colour:
+            return image.values
+        if self.own_window and image.kind == "dicom" and image.shown is not None:
+            return image.shown
         if self.rule == "dicom":
             raise UnreadableError("has no window of its own: set another intensity than dicom")
         if self.rule == "window" and self.window:
-            scaled = _scaled(picture.values, self.window)
-            scaled = 1 - scaled if picture.inverse else scaled
-        elif self.rule == "auto" and picture.kind == "picture" and picture.range and picture.range[0] == 0:
-            highest = picture.range[1] if picture.range[1] <= 255 else 2.0 ** (self.depth or 16) - 1
-            levels = picture.levels
-            if picture.inverse and highest < picture.range[1]:
-                levels = np.float32(highest) - picture.values
+            scaled = _scaled(image.values, self.window)
+            scaled = 1 - scaled if image.inverse else scaled
+        elif self.rule == "auto" and image.kind == "raster" and image.range and image.range[0] == 0:
+            highest = image.range[1] if image.range[1] <= 255 else 2.0 ** (self.depth or 16) - 1
+            levels = image.levels
+            if image.inverse and highest < image.range[1]:
+                levels = np.float32(highest) - image.values
             scaled = _scaled(levels, (0.0, highest))
         else:
-            low, high = self.window or (float(picture.levels.min()), float(picture.levels.max()))
-            scaled = _scaled(picture.levels, (low, high))
-        if picture.padding is not None:
-            scaled[picture.padding] = 0
+            low, high = self.window or (float(image.levels.min()), float(image.levels.max()))
+            scaled = _scaled(image.levels, (low, high))
+        if image.padding is not None:
+            scaled[image.padding] = 0
         return scaled
 
+    def shows_nothing(self, sample: Sample) -> bool:
+        """Say whether the rule makes all of a grey image one value because its window lies beyond the image's values.
+
+        Args:
+            sample: A sample of the image.
+        """
+        if not len(sample.levels):
+            return False
+        if self.own_window and sample.kind == "dicom" and sample.window:
+            return sample.shows_nothing
+        if self.rule == "window" and self.window:
+            return sample.highest <= self.window[0] or sample.lowest >= self.window[1]
+        return False
+
     def __str__(self) -> str:
-        """Describe the rule as it can be written into YAML for other images."""
-        parts: list[Any] = [self.rule, *([f"{self.limits}"] if self.limits else [])]
-        if self.window:
-            parts.append(f"from {self.window[0]:g} to {self.window[1]:g}")
+        """Describe the rule, and what it has come to by the training images."""
+        parts: list[str] = []
+        if self.common_window:
+            parts.append(f"DICOM files by their common window ({self.common_window})")
         if self.depth:
-            parts.append(f"integers of {self.depth} bits")
-        return ", ".join(parts)
+            parts.append(f"integers of {self.depth} bits as 0 to {2**self.depth - 1}")
+        if self.window:
+            others = "other files" if parts else "values"
+            parts.append(f"{others} from {self.window[0]:g} to {self.window[1]:g}")
+        if self.rule == "dicom":
+            parts.append("each DICOM file by its own window")
+        rule = f"{self.rule} {list(self.limits)}" if self.limits else self.rule
+        return f"{rule}: {'; '.join(parts) or 'colours by the highest value of their type'}"
 
 
 def _scaled(levels: Array, window: tuple[float, float]) -> Array:

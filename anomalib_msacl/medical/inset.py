@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+from scipy import ndimage
 
-from anomalib_msacl.data.picture import Array
+from anomalib_msacl.medical.image import Array
 
-_CORNER = 0.5  # of either side: the box stands in the lower left corner
+_CORNER = 0.5  # of either side: the box lies in the lower left corner
 _MARGIN = 0.06  # by which green or blue must exceed red; tissue is red
 _SMALLEST, _FILLED = 0.01, 0.5  # part of the image that a box covers at least, and part of it that has its colour
+_NEIGHBOURS = np.ones((3, 3), dtype=np.bool_)  # diagonal ones too
 
 
 def without_inset(pixels: Array) -> Array:
@@ -24,11 +25,16 @@ def without_inset(pixels: Array) -> Array:
     height, width = pixels.shape[-2:]
     top, right = int(height * (1 - _CORNER)), int(width * _CORNER)
     corner = pixels[:, top:, :right]
-    cold = (corner[1:].max(axis=0) > corner[0] + _MARGIN).astype(np.uint8)
-    _, _, boxes, _ = cv2.connectedComponentsWithStats(cold)
-    left, upper, across, down, area = max(boxes[1:].tolist(), key=lambda box: box[-1], default=(0, 0, 0, 0, 0))
-    if area < _SMALLEST * height * width or area < _FILLED * across * down:
+    cold = corner[1:].max(axis=0) > corner[0] + _MARGIN
+    regions, number = ndimage.label(cold, _NEIGHBOURS)
+    if number == 0:
+        return pixels
+    areas = np.bincount(regions.ravel())[1:]
+    largest = int(areas.argmax())
+    rows, columns = ndimage.find_objects(regions)[largest]
+    area, box = int(areas[largest]), (rows.stop - rows.start) * (columns.stop - columns.start)
+    if area < _SMALLEST * height * width or area < _FILLED * box:
         return pixels
     hidden = pixels.copy()
-    hidden[:, top + upper : top + upper + down, left : left + across] = 0
+    hidden[:, top:, :right][:, rows, columns] = 0
     return hidden

@@ -1,0 +1,78 @@
+"""Columns that this package adds to anomalib's sample tables, and what is read from them.
+
+anomalib's own columns are ``image_path``, ``label``, ``label_index``, ``mask_path`` and ``split``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Final
+
+import pandas as pd
+
+from anomalib_msacl.data.files import read_bytes
+
+
+class Column:
+    """Names of the columns; a table has all, some or none of them."""
+
+    PIXELS: Final = "pixels"
+    """Digest of the decoded pixels: the same for the same image in another file."""
+    SHA256: Final = "sha256"
+    """Digest of the file's bytes and of how they are read."""
+    SIDE: Final = "side"
+    """Length of the shorter side in pixels."""
+    PATIENT: Final = "patient"
+    """Whose image it is."""
+    FRAME: Final = "frame"
+    """Index of the slice of a volume, or of the frame of a file, from 0."""
+    NAME: Final = "name"
+    """Path below the root of the data set, with the frame where a file has several."""
+    PLAIN: Final = "plain"
+    """Whether Pillow, and so anomalib, reads the same image from the file."""
+    SOURCE_INDEX: Final = "source_index"
+    """Row of the image in the dataset that it was made from."""
+
+
+def content_of(samples: pd.DataFrame, digests: Mapping[str, str] | None = None) -> list[str]:
+    """Return a digest of each row's content, to tell copies of an image.
+
+    Args:
+        samples: The table.
+        digests: Digests of files by their path, as :func:`anomalib_msacl.data.checks.check_datamodule` returns them.
+            They count where the table has no digests of pixels; files that they lack are read.
+
+    Returns:
+        One digest for each row, in the order of the rows.
+    """
+    if Column.PIXELS in samples:
+        return [str(digest) for digest in samples[Column.PIXELS]]
+    known = dict(digests or {})
+    paths = [str(path) for path in samples["image_path"]]
+    for path in paths:
+        if path not in known:
+            known[path] = hashlib.sha256(read_bytes(path)).hexdigest()
+    return [known[path] for path in paths]
+
+
+def names_patients(samples: pd.DataFrame) -> bool:
+    """Say whether a table names patients."""
+    return Column.PATIENT in samples
+
+
+def patients_of(samples: pd.DataFrame) -> pd.Series:
+    """Return the patient of each row; where none are known, every file is one of its own."""
+    return samples[Column.PATIENT if names_patients(samples) else "image_path"].astype(str)
+
+
+def inspected_files(samples: pd.DataFrame) -> dict[str, tuple[str, int]]:
+    """Return what a table says of its files: path to digest and length of the shorter side in pixels.
+
+    Files are left out that nobody has looked into yet, as are all those of anomalib's own datasets.
+    """
+    if not {Column.SHA256, Column.SIDE} <= set(samples):
+        return {}
+    rows = samples.dropna(subset=[Column.SHA256, Column.SIDE])
+    columns = (rows["image_path"], rows[Column.SHA256], rows[Column.SIDE])
+    return {str(path): (str(digest), int(side)) for path, digest, side in zip(*columns, strict=True)}

@@ -1,0 +1,78 @@
+"""Images of a sample table, read by :class:`~anomalib_msacl.medical.reader.ImageReader`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import torch
+from anomalib.data import ImageItem
+from anomalib.data.datasets.base.image import AnomalibDataset
+from anomalib.data.utils import Split
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.tv_tensors import Mask
+
+from anomalib_msacl.data.files import UnreadableError
+from anomalib_msacl.data.samples import Column
+from anomalib_msacl.data.scratch import ScratchFolder
+from anomalib_msacl.errors import InputError
+from anomalib_msacl.medical.reader import ImageReader
+
+
+class MedicalDataset(AnomalibDataset):
+    """Images of a sample table, read by a reader.
+
+    The table has anomalib's columns and those of :class:`anomalib_msacl.data.samples.Column` but ``SOURCE_INDEX``.
+
+    Args:
+        samples: The table; its ``attrs["task"]`` says whether there are masks.
+        reader: Reads images and masks.
+        name: Name of the data set.
+    """
+
+    def __init__(self, samples: pd.DataFrame, reader: ImageReader, name: str) -> None:
+        super().__init__()
+        self.reader = reader
+        self.previews = ScratchFolder("previews")
+        self._name = name
+        self.samples = samples
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self._name
+
+    def __getitem__(self, index: int) -> ImageItem:
+        """Return an image with its label, and its mask where the data set has masks.
+
+        Returns:
+            ``image`` of shape ``(3, H, W)`` with values in [0, 1]. ``image_path`` is the file where Pillow reads
+            the same from it, and an 8-bit PNG copy of other test images, because anomalib's visualiser opens it.
+
+        Raises:
+            InputError: If the file cannot be read any more.
+        """
+        row = self.samples.iloc[index]
+        masked = self.samples.attrs["task"] == "segmentation"
+        try:
+            image = self.reader.read(row.image_path, int(row[Column.FRAME]))
+            mask = self.reader.read_mask(row.mask_path, int(row[Column.FRAME])) if masked and row.mask_path else None
+        except UnreadableError as error:
+            raise InputError(f"{row.image_path}, or its mask, {error}") from error
+        shown = row.image_path if row.split == Split.TRAIN.value else self._shown(row, image)
+        if masked and mask is None:
+            mask = Mask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
+        if self.augmentations:
+            image, mask = self.augmentations(image, mask) if masked else (self.augmentations(image), None)
+        label = torch.tensor(int(row.label_index))
+        return ImageItem(image=image, gt_mask=mask, gt_label=label, image_path=shown, mask_path=row.mask_path)
+
+    def _shown(self, row: Any, image: torch.Tensor) -> str:
+        """Return the path of an image that Pillow shows as the model sees it."""
+        if row[Column.PLAIN]:
+            return str(row.image_path)
+        path = self.previews.path / self.name / f"{row[Column.NAME]}.png"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image(image).save(path)
+        return str(path)

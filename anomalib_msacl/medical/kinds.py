@@ -1,0 +1,66 @@
+"""Kinds of image files, by their names or first bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from anomalib_msacl.medical.image import Kind
+
+DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
+NIFTI_EXTENSIONS = (".nii", ".nii.gz")
+RASTER_EXTENSIONS = tuple(dict.fromkeys((*IMG_EXTENSIONS, ".jp2", ".j2k", ".jpx")))
+EXTENSIONS = (*RASTER_EXTENSIONS, *DICOM_EXTENSIONS, *NIFTI_EXTENSIONS)
+
+_PREAMBLE = 128  # bytes before the prefix of a DICOM file
+
+
+def kind_of(path: Path) -> Kind:
+    """Return the kind of a file, by its name, or by its first bytes where the name does not say."""
+    name = path.name.lower()
+    if name.endswith(NIFTI_EXTENSIONS):
+        return "nifti"
+    if name.endswith(DICOM_EXTENSIONS) or (not name.endswith(RASTER_EXTENSIONS) and has_dicom_prefix(path)):
+        return "dicom"
+    return "raster"
+
+
+def has_dicom_prefix(path: Path) -> bool:
+    """Say whether a regular file has the prefix that DICOM files carry; many have no extension."""
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            return False
+        with path.open("rb") as file:
+            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
+    except OSError:
+        return False
+
+
+def is_image(path: Path, folder: Path, extensions: Sequence[str] | None = None) -> bool:
+    """Say whether a file of a folder is an image that can be read; hidden files are not.
+
+    Args:
+        path: A regular file.
+        folder: The folder, which may itself be hidden.
+        extensions: Accepted ends of names, with the dot. If None all that can be read, and files of other names that
+            begin as DICOM files do.
+    """
+    if any(part.startswith(".") for part in path.relative_to(folder).parts):
+        return False
+    known = tuple(extension.lower() for extension in extensions or EXTENSIONS)
+    if path.name.lower().endswith(known):
+        return True
+    return extensions is None and path.name != "DICOMDIR" and has_dicom_prefix(path)
+
+
+def stem_of(path: Path) -> str:
+    """Return a file's name without its extension; names of DICOM files may hold dots that begin no extension.
+
+    >>> stem_of(Path("a/scan.nii.gz")), stem_of(Path("1.2.840")), stem_of(Path("x.PNG"))
+    ('scan', '1.2.840', 'x')
+    """
+    lower = path.name.lower()
+    end = next((end for end in sorted(EXTENSIONS, key=len, reverse=True) if lower.endswith(end)), "")
+    return path.name[: len(path.name) - len(end)]
