@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import functools
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import timm.models.vision_transformer
 from anomalib.data import AnomalibDataModule
@@ -52,11 +51,11 @@ def is_attached(module: LightningModule) -> bool:
     return module._trainer is not None  # noqa: SLF001
 
 
-class DataModule(AnomalibDataModule):
-    """anomalib's datamodule with public names for what a subclass brings along."""
+class DataHooks(AnomalibDataModule):
+    """Public names for what a datamodule of anomalib brings along; a base class to name before one of anomalib."""
 
     def _setup(self, _stage: str | None = None) -> None:
-        self.read()
+        self.read_data()
 
     def _create_test_split(self) -> None:
         self.split_test()
@@ -64,14 +63,14 @@ class DataModule(AnomalibDataModule):
     def _create_val_split(self) -> None:
         self.split_validation()
 
-    @abstractmethod
-    def read(self) -> None:
-        """Set ``train_data`` and ``test_data``."""
+    def read_data(self) -> None:
+        """Set ``train_data`` and ``test_data``; anomalib's way unless a subclass knows better."""
+        cast("Any", super())._setup()  # noqa: SLF001
 
     def split_test(self) -> None:
-        """Give the test set normal images where it has none."""
+        """Give the test set normal images where it has none; anomalib's way unless a subclass knows better."""
         super()._create_test_split()
 
     def split_validation(self) -> None:
-        """Make the validation set."""
+        """Make the validation set; anomalib's way unless a subclass knows better."""
         super()._create_val_split()

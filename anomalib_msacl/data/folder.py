@@ -45,10 +45,10 @@ class CheckedFolder(MedMixSplit, Folder):
         """Keep the settings; the class describes them."""
         super().__init__(name=name, normal_dir=normal_dir, root=root, num_workers=num_workers, **kwargs)
 
-    def _setup(self, _stage: str | None = None) -> None:
+    def read_data(self) -> None:
         """Check the folders, then read them as ``Folder`` does."""
         self._check_folders()
-        super()._setup(_stage)
+        super().read_data()
 
     def _check_folders(self) -> None:
         """Raise :class:`InputError` where the folders cannot give a dataset."""

@@ -13,6 +13,7 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.utils import ValSplitMode
 
+from anomalib_msacl.compat import DataHooks
 from anomalib_msacl.data.depth import deep_files, warn_of_lost_bits
 from anomalib_msacl.data.medmix_dataset import MedMixDataset
 from anomalib_msacl.data.samples import inspected_files, patients_of
@@ -23,7 +24,7 @@ from anomalib_msacl.medmix import MedMix
 MEDMIX = "medmix"
 
 
-class MedMixSplit(AnomalibDataModule):
+class MedMixSplit(DataHooks):
     """Adds ``medmix`` to the values of ``val_split_mode``; a base class to name before a datamodule of anomalib.
 
     Normal training images are held out, and half of them get MedMix lesions. anomalib's own enumeration
@@ -49,12 +50,12 @@ class MedMixSplit(AnomalibDataModule):
         mode = ValSplitMode.NONE if self.medmix_validation else val_split_mode
         super().__init__(val_split_mode=mode, **kwargs)
 
-    def _create_val_split(self) -> None:
+    def split_validation(self) -> None:
         """Hold images out for ``medmix``; all other modes are anomalib's."""
         if self.medmix_validation:
             hold_out_with_lesions(self, self.val_split_ratio, seed=self.seed)
         else:
-            super()._create_val_split()
+            super().split_validation()
 
 
 def hold_out_with_lesions(

@@ -119,7 +119,7 @@ class MedicalDataModule(MedMixSplit):
         super().setup(stage)
         self._check_sizes()
 
-    def _setup(self, _stage: str | None = None) -> None:
+    def read_data(self) -> None:
         """List the files, look into each of them, and build the sample tables."""
         files = self.list_files()
         training = {str(file.path) for file in files if file.split == Split.TRAIN}
@@ -148,7 +148,7 @@ class MedicalDataModule(MedMixSplit):
         check_colours(list(contents.values()))
         return Findings(contents, masks)
 
-    def _create_test_split(self) -> None:
+    def split_test(self) -> None:
         """Take normal test images from the training images, by patient, where there are none."""
         if self.test_data.has_normal or self.test_split_mode == TestSplitMode.NONE:
             return
@@ -159,10 +159,10 @@ class MedicalDataModule(MedMixSplit):
         self.test_data.samples = pd.concat(tables, ignore_index=True)
         self.test_data.samples.attrs["task"] = self.train_data.samples.attrs["task"]
 
-    def _create_val_split(self) -> None:
+    def split_validation(self) -> None:
         """Split by patient; ``medmix`` is the base class's."""
         if self.medmix_validation:
-            super()._create_val_split()
+            super().split_validation()
         elif self.val_split_mode == ValSplitMode.FROM_TRAIN:
             self.train_data, self.val_data = split_by_patient(self.train_data, self.val_split_ratio, self.seed)
         elif self.val_split_mode == ValSplitMode.FROM_TEST:

@@ -109,10 +109,10 @@ class Phantom(MedMixSplit, Folder):
                 "written to",
             ) from error
 
-    def _setup(self, _stage: str | None = None) -> None:
+    def read_data(self) -> None:
         """Read the images, rendering them first where ``prepare_data`` was not called."""
         self.prepare_data()
-        super()._setup(_stage)
+        super().read_data()
 
 
 def _check_cache(folder: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from anomalib_msacl.compat import (
     BatchNorm,
-    DataModule,
+    DataHooks,
     is_attached,
     position_embeddings_without_antialiasing,
     set_max_steps,
@@ -66,4 +66,4 @@ def test_anomalibs_datamodule_calls_the_methods_that_are_given_public_names() ->
     for name in ("_setup", "_create_test_split", "_create_val_split"):
         assert callable(getattr(AnomalibDataModule, name))
         assert name in inspect.getsource(AnomalibDataModule.setup)
-    assert issubclass(DataModule, AnomalibDataModule)
+    assert issubclass(DataHooks, AnomalibDataModule)
