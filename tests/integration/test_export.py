@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import openvino
 import pytest
 import torch
 from anomalib import models
@@ -35,9 +39,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "Dfkde": {"layers": ["layer4"], "n_pca_components": 8},
 }
 # Largest difference to torch, of scores and maps before they are normalised, relative to the largest of them.
-# Distances to a bank are differences of products, whose last digits depend on the processor (1.1e-4 was seen). Rounding
-# random weights moves them far (FP16: .11 was seen); docs/deployment.md has figures of real ones.
-TOLERANCES = {"torch": 1e-6, "onnx": 3e-4, "fp32": 3e-4, "fp16": 0.2, "int8": 0.5}
+# Distances to a bank are differences of products, whose last digits depend on the processor (1.1e-4 was seen).
+TOLERANCES = {"torch": 1e-6, "onnx": 2e-3, "fp32": 2e-3}
+# How far rounded weights move a score depends on weights and processor, so here the weights themselves are looked at;
+# docs/deployment.md has measured figures.
+ROUNDED = {"fp16": "f16", "int8": "u8"}
+WEIGHTED = {"Convolution", "GroupConvolution", "MatMul"}
 
 # Runs without this package: `anomalib export`, then every export and torch on the same images.
 ELSEWHERE = """
@@ -116,16 +123,13 @@ for checkpoint in sorted(work.glob("*.ckpt")):
 """
 
 
-def fit(name: str, work: Path, root: Path, weights: str, steps: int) -> Path:
+def fit(name: str, work: Path, root: Path, weights: str, steps: int, **options: Any) -> Path:
     """Fit a model on MSACL weights, keep its checkpoint in ``work`` and return the folder of the weights."""
     torch.manual_seed(1)
     transform = Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])
+    settings = {"backbone": "test_resnet", **MODELS[name], **options}
     model = getattr(models, name)(
-        backbone="test_resnet",
-        pre_trained=False,
-        pre_processor=PreProcessor(transform),
-        visualizer=False,
-        **MODELS[name],
+        pre_trained=False, pre_processor=PreProcessor(transform), visualizer=False, **settings
     )
     # Scaled channels of random weights lose still more to 8 bits, which says nothing about real ones.
     recipe = Recipe(max_steps=steps, batch_size=4, accumulate=1, evaluations=0, centre_images=4, whitening=0)
@@ -161,7 +165,7 @@ def checkpoints(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def exports(checkpoints: Path, phantom_root: Path) -> dict[str, Any]:
     """Figures of all exports of all models, from the checkpoints alone."""
     root = next(phantom_root.glob("fundus*"))
-    command = [sys.executable, "-c", ELSEWHERE, str(checkpoints), str(root), *TOLERANCES]
+    command = [sys.executable, "-c", ELSEWHERE, str(checkpoints), str(root), *TOLERANCES, *ROUNDED]
     run(command, checkpoints)
     content: dict[str, Any] = json.loads((checkpoints / "result.json").read_text())
     return content
@@ -193,12 +197,101 @@ def test_exports_agree_with_torch_where_the_package_and_the_weights_are_gone(
         assert torch.tensor([anomaly_map for _, anomaly_map in rows[kind]]).std(dim=0).max() > 0.01
 
 
+@dataclass(frozen=True)
+class Stored:
+    """An input of an operation that depends on no image.
+
+    Attributes:
+        operation: Type of the operation.
+        kind: Element type in the file, of the largest constant behind the input.
+        values: What the operation gets.
+    """
+
+    operation: str
+    kind: str
+    values: np.ndarray
+
+
+def stored(file: Path) -> dict[tuple[str, int], Stored]:
+    """Return the weights, banks and so on of a network, by name and input of the operation that uses them.
+
+    OpenVINO itself undoes the rounding, whichever way the file describes it.
+    """
+    network = openvino.Core().read_model(file)
+    kinds: dict[str, tuple[int, str]] = {}  # of what depends on no image: largest size, and its element type
+    places, sources, found = [], [], []
+    for operation in network.get_ordered_ops():
+        name, kind = operation.get_friendly_name(), operation.get_type_name()
+        inputs = [port.get_source_output() for port in operation.inputs()]
+        behind = [kinds.get(source.get_node().get_friendly_name()) for source in inputs]
+        if kind == "Constant":
+            shape = operation.get_output_shape(0)
+            kinds[name] = (math.prod(shape), operation.get_output_element_type(0).to_string())
+        elif inputs and all(behind):
+            kinds[name] = max(item for item in behind if item)
+        else:
+            for place, (source, item) in enumerate(zip(inputs, behind, strict=True)):
+                if item and item[0] >= 64 and source.get_element_type().to_string().startswith("f"):
+                    places.append((name, place))
+                    sources.append(source)
+                    found.append((kind, item[1]))
+    run = openvino.Core().compile_model(openvino.Model(sources, []), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    values = [np.array(value, dtype=np.float64) for value in run({}).to_tuple()]
+    rows = zip(places, found, values, strict=True)
+    return {place: Stored(operation, kind.lower(), value) for place, (operation, kind), value in rows}
+
+
+def check_rounding(before: Stored, after: Stored) -> None:
+    """Check that values are the original ones within the rounding of the type that the file holds them in."""
+    old, new = before.values, after.values
+    if after.kind in {"f16", "f32"}:
+        assert np.array_equal(new, old.astype(np.float16) if after.kind == "f16" else old)
+        return
+    fits = []
+    for axis in range(old.ndim):  # one of the axes is that of the channels, each of which has a step of its own
+        others = tuple(index for index in range(old.ndim) if index != axis)
+        high, low = old.max(others, keepdims=True), old.min(others, keepdims=True)
+        # i8: seven symmetric bits, which cannot overflow where int8 products are added in 16 bits.
+        step = (high.clip(0) - low.clip(None, 0)) / 255 if after.kind == "u8" else np.maximum(high, -low) / 63
+        # Half a step, and the step itself is stored in 16 bits: 11 binary digits, not below the smallest of that type.
+        fits.append(bool((abs(new - old) <= (0.5 + 0.15) * step + 1e-5).all()))
+    assert any(fits)
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("exports")
+def test_compressed_exports_hold_the_weights_within_their_rounding(checkpoints: Path, name: str, kind: str) -> None:
+    exact, rounded = (stored(next((checkpoints / name / folder).rglob("model.xml"))) for folder in ("fp32", kind))
+    weights = {place for place, item in exact.items() if item.operation in WEIGHTED}
+    assert len(weights) > 5
+    assert {item.kind for item in exact.values()} == {"f32"}
+    assert {rounded[place].kind for place in weights} == {ROUNDED[kind]}
+    for place in weights:
+        check_rounding(exact[place], rounded[place])
+
+
 def blocks(page: str, language: str) -> list[str]:
     """Return the code blocks of a page."""
     return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
-def test_deployment_page_works_as_written(checkpoints: Path, phantom_root: Path, tmp_path: Path) -> None:
+def draw_images(source: Path, target: Path) -> None:
+    """Lay out images that a detector has learned, the same ones with a huge lesion, and some it has not seen."""
+    for kind in ("learned", "spoiled", "new"):
+        (target / kind).mkdir(parents=True)
+    for path in sorted((source / "train" / "good").iterdir())[:4]:
+        image = np.array(Image.open(path).convert("RGB"))
+        Image.fromarray(image).save(target / "learned" / path.name)
+        y, x = np.indices(image.shape[:2]) // 8
+        image[(y + x) % 2 == 0] = 255 - image[(y + x) % 2 == 0]
+        Image.fromarray(image).save(target / "spoiled" / path.name)
+    for folder in (source / "test").iterdir():
+        for path in sorted(folder.iterdir())[:2]:
+            shutil.copy(path, target / "new" / f"{folder.name}{path.name}")
+
+
+def test_deployment_page_works_as_written(phantom_root: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['anomalib_msacl'] = None\n")
     environment = {
@@ -206,8 +299,12 @@ def test_deployment_page_works_as_written(checkpoints: Path, phantom_root: Path,
         "PYTHONPATH": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    shutil.copy(checkpoints / "Patchcore.ckpt", tmp_path / "model.ckpt")
-    images = next(phantom_root.glob("fundus*")) / "test"
+    # Weights of ImageNet: what a network of random ones makes of a lesion, eight bits may undo.
+    options = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"]}
+    fit("Patchcore", tmp_path, phantom_root, "offline", 0, **options)
+    (tmp_path / "Patchcore.ckpt").rename(tmp_path / "model.ckpt")
+    source, images = next(phantom_root.glob("fundus*")), tmp_path / "images"
+    draw_images(source, images)
     paths = sorted(images.rglob("*.png"))
     (export,) = [block for block in blocks(page, "bash") if block.startswith("anomalib export")]
     run(["bash", "-c", export], tmp_path, environment)
@@ -219,7 +316,7 @@ def test_deployment_page_works_as_written(checkpoints: Path, phantom_root: Path,
         expected = [network(read_image(path, as_tensor=True)[None]).pred_score.item() for path in paths]
     exact, quantized = "exported/weights/openvino/model.xml", "quantized/model.xml"
     compressed = "compressed/model.xml"
-    run([sys.executable, "quantize.py", exact, str(images), quantized], tmp_path, environment)
+    run([sys.executable, "quantize.py", exact, str(source / "train"), quantized], tmp_path, environment)
     run([sys.executable, "compress.py", exact, compressed], tmp_path, environment)
     for file in (exact, quantized, compressed):
         out = tmp_path / f"seen-{Path(file).parts[0]}"
@@ -228,17 +325,26 @@ def test_deployment_page_works_as_written(checkpoints: Path, phantom_root: Path,
         assert [row[0] for row in rows] == [str(path) for path in paths]
         scores = torch.tensor([float(score) for _, score, _ in rows])
         if file == exact:
-            torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=2e-3)
-        else:  # networks of random weights lose much to 8 bits, and differently from run to run (.76 was seen)
-            agreement = torch.corrcoef(torch.stack([scores, torch.tensor(expected)]))[0, 1]
-            assert agreement > (0.5 if file == quantized else 0.8)
-            torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=0.3)
+            torch.testing.assert_close(scores, torch.tensor(expected), rtol=0, atol=5e-3)
+        kinds = [path.parent.name for path in paths]
+        learned, spoiled = (scores[[kind == wanted for kind in kinds]] for wanted in ("learned", "spoiled"))
+        assert learned.max() < spoiled.min()
         for _, score, label in rows:
             if abs(float(score) - 0.5) > 1e-3:
                 assert label == ("abnormal" if float(score) > 0.5 else "normal")
         pictures = [Image.open(out / f"{path.parent.name}_{path.name}") for path in paths]
         assert {picture.size for picture in pictures} == {(64, 64)}
         assert len({picture.tobytes() for picture in pictures}) == len(paths)
+    before = stored(tmp_path / exact)
+    convolutions = {place for place, item in before.items() if item.operation in {"Convolution", "GroupConvolution"}}
+    blurs = {place for place in convolutions if before[place].values.shape[:2] == (1, 1)}
+    banks = {place for place, item in before.items() if item.operation == "MatMul"}
+    assert (len(convolutions), len(blurs), len(banks)) == (34, 1, 2)  # the blur and 33 of the backbone's first layers
+    for file, eight_bits, places in ((compressed, "u8", banks), (quantized, "i8", convolutions - blurs)):
+        after = stored(tmp_path / file)
+        for place in convolutions | banks:
+            assert after[place].kind == (eight_bits if place in places else "f32")
+            check_rounding(before[place], after[place])
 
 
 def test_msacl_itself_exports_to_openvino(
@@ -255,20 +361,33 @@ def test_msacl_itself_exports_to_openvino(
     with torch.inference_mode():
         here = [msacl.eval()(read_image(path, as_tensor=True)[None]) for path in paths]
     assert len({round(batch.pred_score.item(), 4) for batch in here}) > 4
-    for compression, tolerance in ((None, 1e-3), (CompressionType.FP16, 0.05), (CompressionType.INT8, 0.5)):
-        out = tmp_path / str(compression)
-        path = engine.export(
+    # An OpenVINO export begins by tracing the network, which takes most of the time.
+    traced = engine.export(msacl, ExportType.ONNX, export_root=tmp_path, ckpt_path=engine.best_model_path)
+    monkeypatch.setattr(type(msacl), "to_onnx", lambda *_, **__: traced)
+    files: dict[str, Path] = {}
+    for kind, compression in (("f32", None), ("f16", CompressionType.FP16), ("u8", CompressionType.INT8)):
+        files[kind] = engine.export(
             msacl,
             ExportType.OPENVINO,
-            export_root=out,
+            export_root=tmp_path / kind,
             compression_type=compression,
             ckpt_path=engine.best_model_path,
         )
-        inferencer = OpenVINOInferencer(path, device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-        for image, expected in zip(paths, here, strict=True):
-            found = inferencer.predict(image)
-            assert found.pred_score.item() == pytest.approx(expected.pred_score.item(), abs=tolerance)
-            assert abs(found.anomaly_map - expected.anomaly_map.numpy()).max() < tolerance
+    inferencer = OpenVINOInferencer(files["f32"], device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+    for image, expected in zip(paths, here, strict=True):
+        found = inferencer.predict(image)
+        assert found.pred_score.item() == pytest.approx(expected.pred_score.item(), abs=2e-3)
+        assert abs(found.anomaly_map - expected.anomaly_map.numpy()).max() < 2e-3
+    exact = stored(files["f32"])
+    weights = {place for place, item in exact.items() if item.operation in WEIGHTED}
+    assert len(weights) > 5
+    for kind in ("f16", "u8"):
+        rounded = stored(files[kind])
+        assert {rounded[place].kind for place in weights} == {kind}
+        for place in weights:
+            check_rounding(exact[place], rounded[place])
+        inferencer = OpenVINOInferencer(files[kind], device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
+        assert all(0 <= inferencer.predict(path).pred_score.item() <= 1 for path in paths)
 
 
 def test_patchflow_comes_back_as_it_was_when_its_size_is_given_again(tmp_path: Path) -> None:
