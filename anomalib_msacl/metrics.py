@@ -1,25 +1,30 @@
-"""Figures that medicine reports, with bootstrap confidence intervals, as an ``Evaluator`` of anomalib."""
+"""Figures that medicine reports, with bootstrap confidence intervals: a metric, and an ``Evaluator`` that logs it."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from hashlib import blake2b
 from typing import Any, cast
 
 import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import AUPRO, AnomalibMetric, Evaluator
 from lightning.pytorch import LightningModule, Trainer
+from sklearn.metrics import auc, roc_curve
 from torch import Tensor
+from torch.utils.data import SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+from torchmetrics import Metric
 from torchmetrics.functional.classification import (
     binary_accuracy,
-    binary_auroc,
     binary_recall,
-    binary_sensitivity_at_specificity,
     binary_specificity,
     binary_stat_scores,
 )
+from torchmetrics.utilities.data import dim_zero_cat
 
 from anomalib_msacl.data.splits import patients_of
 from anomalib_msacl.errors import InputError
@@ -28,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 _SPECIFICITY = 0.95
 _CURVE = 100  # points of the curve behind the interval of AUPRO
+_ENDS = ("low", "high")
+# What the metric keeps of a batch, by the name of its state; all but the first two may be missing.
+_STATES = {"score": "pred_score", "label": "gt_label", "called": "pred_label"}
+_STATES |= {"map": "anomaly_map", "mask": "gt_mask", "found": "pred_mask"}
 _LIMIT = 0.3  # false positive rate up to which AUPRO is taken, as in anomalib
 
 
@@ -70,13 +79,15 @@ def image_figures(evidence: Evidence) -> dict[str, float]:
     Args:
         evidence: Of the images.
     """
-    score, label = ranks(evidence.score), evidence.label.long()
+    label = evidence.label.long()
     ill, well = bool(label.any()), not bool(label.all())
     found: dict[str, Tensor | float] = dict.fromkeys(("image_AUROC", "image_SensitivityAt95Specificity"), float("nan"))
-    if ill and well:
-        found["image_AUROC"] = binary_auroc(score, label, validate_args=False)
-        at = binary_sensitivity_at_specificity(score, label, _SPECIFICITY, validate_args=False)
-        found["image_SensitivityAt95Specificity"] = at[0]
+    if ill and well and not evidence.score.isnan().any():
+        # scikit-learn takes scores of any scale; torchmetrics squashes those outside [0, 1] by a sigmoid.
+        truth, score = label.numpy(), evidence.score.nan_to_num().numpy()
+        false, true, _ = roc_curve(truth, score, drop_intermediate=False)
+        found["image_AUROC"] = float(auc(false, true))  # what roc_auc_score would take from a curve of its own
+        found["image_SensitivityAt95Specificity"] = float(true[1 - false >= _SPECIFICITY].max())
     if evidence.called is not None:
         called, nan = evidence.called.long(), float("nan")
         found["image_Sensitivity"] = binary_recall(called, label, validate_args=False) if ill else nan
@@ -138,13 +149,96 @@ def intervals(
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 
-class MedicalEvaluator(Evaluator):
-    """AUROC, sensitivity, specificity, accuracy, IoU, Dice and AUPRO of the test set, with confidence intervals.
+class MedicalMetrics(AnomalibMetric, Metric):
+    """AUROC, sensitivity, specificity, accuracy, IoU, Dice and AUPRO, with confidence intervals.
 
     Sensitivity, specificity, accuracy, IoU and Dice are those at the threshold that the validation set chose;
-    ``SensitivityAt95Specificity`` is at the threshold that just gives this specificity on the test set itself. Each
-    figure is logged with ``_low`` and ``_high``, the bounds of its 95 % bootstrap interval over patients, or over
-    images where the datamodule knows no patients.
+    ``SensitivityAt95Specificity`` is at the threshold that just gives this specificity on the images themselves. Each
+    figure comes with ``_low`` and ``_high``, the bounds of its 95 % bootstrap interval over patients, or over images
+    where no patients are known. Figures that are not defined, for want of a class, of masks or of a threshold, are
+    left out.
+
+    One metric gives them all, because they share the anomaly maps, the bulk of its state. anomalib's ``Evaluator`` logs
+    a single number a metric, so it is :class:`MedicalEvaluator` that logs these.
+
+    Args:
+        resamples: Resamples of the bootstrap; 0 leaves the intervals out.
+        seed: Seed of the bootstrap.
+        prefix: Put before the metric's own name, as in anomalib; the figures have names of their own.
+        **kwargs: As in torchmetrics, for example ``compute_on_cpu``.
+
+    Raises:
+        InputError: If ``resamples`` is below 0.
+
+    Example:
+        >>> metric = MedicalMetrics(resamples=0)
+        >>> image, label = torch.zeros(4, 3, 8, 8), torch.tensor([0, 0, 1, 1])
+        >>> metric.update(ImageBatch(image=image, gt_label=label, pred_score=torch.tensor([7.0, 30.0, 20.0, 40.0])))
+        >>> float(metric.compute()["image_AUROC"])
+        0.75
+    """
+
+    default_fields = ("pred_score", "gt_label")
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self, resamples: int = 1000, seed: int = 0, prefix: str = "", **kwargs: Any) -> None:
+        super().__init__(prefix=prefix, strict=False, **kwargs)
+        if resamples < 0:
+            raise InputError(f"MedicalMetrics: resamples is {resamples}: set it to 0 or above")
+        self.resamples = resamples
+        self.seed = seed
+        for name in (*_STATES, "group"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, batch: ImageBatch, groups: Sequence[Any] | None = None) -> None:  # type: ignore[override]
+        """Keep what the figures need of a batch; a batch without scores or labels is passed over.
+
+        Args:
+            batch: Of N images that the post-processor has been at.
+            groups: Group, for example the patient, of each image. None takes the images' paths, and where there are
+                none, every image is a group of its own.
+        """
+        if batch.pred_score is None or batch.gt_label is None:
+            return
+        values = {name: getattr(batch, field) for name, field in _STATES.items()}
+        number = len(batch.pred_score)
+        groups = batch.image_path if groups is None else groups
+        # Names cannot be gathered from several devices; digests of them can. Zero stands for no name.
+        digests = [0] * number if groups is None else [_digest(group) for group in groups]
+        values["group"] = torch.tensor(digests, device=batch.pred_score.device)
+        for name, value in values.items():
+            if value is not None:
+                plain = value.detach().as_subclass(Tensor)
+                getattr(self, name).append(plain.byte() if plain.dtype == torch.bool else plain)
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # more than one number
+        """Return the figures, each in [0, 1], and their bounds, by name; nothing without scores and labels."""
+        states = {name: getattr(self, name) for name in (*_STATES, "group")}
+        maps = {name: dim_zero_cat(state).cpu() for name, state in states.items() if len(state)}
+        if not maps:
+            logger.warning("MedicalMetrics: the images have no scores or no labels, so there are no figures.")
+            return {}
+        device = states["score"][0].device
+        digests = maps.pop("group").tolist()
+        number = len(digests)
+        evidence = gather({name: value for name, value in maps.items() if len(value) == number})
+        found = image_figures(evidence) | pixel_figures(evidence)
+        if "pixel_AUPRO" in found:
+            found["pixel_AUPRO"] = _aupro(maps["map"], maps["mask"])
+        found = {name: value for name, value in found.items() if not math.isnan(value)}
+        if self.resamples:
+            groups = [digest or -index for index, digest in enumerate(digests, 1)]
+            image = Evidence(evidence.score, evidence.label, evidence.called)  # without the bulk of the curves
+            bounds = intervals(image, image_figures, groups, self.resamples, self.seed)
+            bounds |= intervals(evidence, pixel_figures, groups, self.resamples, self.seed)
+            ends = [(name, end, bound) for name in found for end, bound in zip(_ENDS, bounds[name], strict=True)]
+            found |= {f"{name}_{end}": bound for name, end, bound in ends}
+        return {name: torch.tensor(value, device=device) for name, value in found.items()}
+
+
+class MedicalEvaluator(Evaluator):
+    """anomalib's ``Evaluator`` with :class:`MedicalMetrics` of the test set, by patient where the datamodule knows any.
 
     Args:
         resamples: Resamples of the bootstrap; 0 leaves the intervals out.
@@ -154,7 +248,7 @@ class MedicalEvaluator(Evaluator):
         compute_on_cpu: As in anomalib.
 
     Raises:
-        InputError: If ``resamples`` is below 0; when the test begins, if it runs on more than one device.
+        InputError: If ``resamples`` is below 0.
     """
 
     def __init__(
@@ -166,18 +260,20 @@ class MedicalEvaluator(Evaluator):
         compute_on_cpu: bool = True,
     ) -> None:
         super().__init__(val_metrics, test_metrics, compute_on_cpu)
-        if resamples < 0:
-            raise InputError(f"MedicalEvaluator: resamples is {resamples}: set it to 0 or above")
-        self.resamples = resamples
-        self.seed = seed
-        self._batches: list[dict[str, Tensor]] = []
+        # Not among the test metrics: `Evaluator` hands those to Lightning, which refuses what is not one number.
+        self.medical = MedicalMetrics(resamples, seed)
+        self._patients: list[list[str]] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the state where anomalib keeps that of its metrics."""
+        super().setup(trainer, pl_module, stage)
+        self.medical.compute_on_cpu = self.compute_on_cpu and trainer.num_devices == 1
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the images of an earlier test."""
         del pl_module
-        if trainer.world_size > 1:
-            raise InputError("MedicalEvaluator needs all test images in one process: set trainer.devices to 1")
-        self._batches = []
+        self.medical.reset()
+        self._patients = patients_by_batch(trainer)
 
     def on_test_batch_end(
         self,
@@ -188,51 +284,46 @@ class MedicalEvaluator(Evaluator):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep what the figures need of a batch; the post-processor has been at it."""
+        """Update all metrics; the post-processor has been at the batch."""
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        names = {"pred_score": "score", "gt_label": "label", "pred_label": "called"}
-        names |= {"anomaly_map": "map", "gt_mask": "mask", "pred_mask": "found"}
-        values = {new: getattr(batch, old, None) for old, new in names.items()}
-        self._batches.append(
-            {name: value.detach().as_subclass(Tensor).cpu() for name, value in values.items() if value is not None}
-        )
+        self.medical.update(batch, self._patients[batch_idx] if self._patients else None)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log all figures."""
         super().on_test_epoch_end(trainer, pl_module)
-        common = set.intersection(*(set(batch) for batch in self._batches)) if self._batches else set()
-        if not {"score", "label"} <= common:
-            logger.warning("MedicalEvaluator: the test images have no scores or no labels, so there are no figures.")
-            return
-        maps = {name: torch.cat([batch[name] for batch in self._batches]) for name in sorted(common)}
-        self._batches = []
-        evidence = gather(maps)
-        found = image_figures(evidence) | pixel_figures(evidence)
-        if "pixel_AUPRO" in found:
-            found["pixel_AUPRO"] = _aupro(maps["map"], maps["mask"])
-        bounds: dict[str, tuple[float, float]] = {}
-        if self.resamples:
-            groups = self._groups(trainer, len(evidence.label))
-            image = Evidence(evidence.score, evidence.label, evidence.called)  # without the bulk of the curves
-            bounds = intervals(image, image_figures, groups, self.resamples, self.seed)
-            bounds |= intervals(evidence, pixel_figures, groups, self.resamples, self.seed)
-        for name, value in found.items():
-            if value == value:  # noqa: PLR0124  # not NaN: there is something to tell
-                self._tell(name, value)
-                for end, bound in zip(("low", "high"), bounds.get(name, ()), strict=False):
-                    self._tell(f"{name}_{end}", bound)
+        figures = self.medical.compute()  # of the images of all devices
+        cast("Any", self).log_dict(figures, sync_dist=True)  # given by Lightning while a hook runs
+        self.medical.reset()
 
-    def _tell(self, name: str, value: float) -> None:
-        """Log a figure."""
-        cast("Any", self).log(name, value)  # given by Lightning while a hook runs
 
-    @staticmethod
-    def _groups(trainer: Trainer, number: int) -> list[Any]:
-        """Return the patient of each test image, or its index where the datamodule does not know."""
-        samples = getattr(getattr(getattr(trainer, "datamodule", None), "test_data", None), "samples", None)
-        if samples is None or "patient" not in samples or len(samples) != number:
-            return list(range(number))
-        return patients_of(samples).tolist()
+def patients_by_batch(trainer: Trainer) -> list[list[str]] | None:
+    """Return the patients of the test images that this process will see, batch by batch.
+
+    Batches do not carry patients, so the loader is asked which rows of the sample table it will read.
+
+    Args:
+        trainer: That is about to test.
+
+    Returns:
+        None where the datamodule knows no patients, or where the order is drawn anew each time.
+    """
+    samples = getattr(getattr(getattr(trainer, "datamodule", None), "test_data", None), "samples", None)
+    loader: Any = trainer.test_dataloaders
+    if samples is None or "patient" not in samples or not hasattr(loader, "batch_sampler"):
+        return None
+    sampler = loader.sampler
+    ordered = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, DistributedSampler) and not sampler.shuffle
+    )
+    if not ordered or len(loader.dataset) != len(samples):
+        return None
+    patients = patients_of(samples).tolist()
+    return [[patients[row] for row in rows] for rows in loader.batch_sampler]
+
+
+def _digest(group: Any) -> int:
+    """Return a number that stands for a name, the same in every process, and not 0."""
+    return int.from_bytes(blake2b(str(group).encode(), digest_size=7).digest(), "big") + 1
 
 
 def gather(maps: dict[str, Tensor]) -> Evidence:
@@ -254,12 +345,6 @@ def gather(maps: dict[str, Tensor]) -> Evidence:
     if "map" in maps:
         values |= _curves(_plane(maps["map"]).float(), mask)
     return Evidence(**cast("dict[str, Tensor]", values))
-
-
-def ranks(score: Tensor) -> Tensor:
-    """Return scores as ranks in [0, 1], equal ones alike: torchmetrics squashes others by a sigmoid."""
-    values, index = cast("tuple[Tensor, Tensor]", torch.unique(score, return_inverse=True))
-    return index.float() / max(1, len(values) - 1)
 
 
 def _plane(maps: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class Clock:
 def images_of(folder: str | None, number: int, side: int) -> Tensor:
     """Return normal images in [0, 1], shape ``(N, 3, side, side)``."""
     if folder is None:
-        from anomalib_msacl.data import Phantom  # noqa: PLC0415
+        from anomalib_msacl.data import Phantom
 
         data = Phantom("brain", image_size=side, train_images=number)
         data.prepare_data()

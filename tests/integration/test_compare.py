@@ -15,8 +15,9 @@ from scipy.stats import ttest_1samp
 
 from anomalib_msacl.data import Phantom
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compare.py"
-TINY = {"max_steps": 2, "evaluations": 1, "evaluation_images": 4, "centre_images": 4, "batch_size": 4, "accumulate": 1}
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "compare.py"
+TINY = {"max_steps": 2, "batch_size": 4, "accumulate": 1}
+TINY |= {"choice": {"evaluations": 1, "images": 4}, "loss": {"centre_images": 4}}
 CONFIG: dict[str, Any] = {
     "backbone": "test_resnet",
     "image_size": 64,
@@ -42,7 +43,7 @@ CONFIG: dict[str, Any] = {
 @pytest.fixture
 def compare(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script, as a module."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # where Python looks when the script runs
     specification = importlib.util.spec_from_file_location("compare", SCRIPT)
     assert specification is not None
     assert specification.loader is not None

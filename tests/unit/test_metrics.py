@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import pickle
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import AUPRO
 from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_curve
+from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data.distributed import DistributedSampler
 from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex
 
 from anomalib_msacl import InputError
-from anomalib_msacl.metrics import Evidence, MedicalEvaluator, gather, image_figures, intervals, pixel_figures, ranks
+from anomalib_msacl.metrics import (
+    Evidence,
+    MedicalEvaluator,
+    MedicalMetrics,
+    gather,
+    image_figures,
+    intervals,
+    patients_by_batch,
+    pixel_figures,
+)
 from tests.conftest import phantom
 
 
@@ -52,9 +69,23 @@ def test_image_figures_are_those_of_scikit_learn():
 def test_scores_of_any_scale_give_the_same_figures():
     score, label = scores()
     expected = image_figures(Evidence(score, label))
-    for other in (score * 1000 - 7, score.exp(), score / 1e5):
+    for other in (score * 1000 - 7, score.double().exp(), score / 1e5):
         assert image_figures(Evidence(other, label)) == expected
-    assert ranks(torch.tensor([5.0, -2.0, 5.0])).tolist() == [1, 0, 1]
+
+
+def test_the_area_is_the_part_of_the_pairs_in_the_right_order():
+    score, label = scores(60)
+    score = score.round()  # ties count by half
+    pairs = [
+        1.0 if ill > well else 0.5 if ill == well else 0.0 for ill in score[label == 1] for well in score[label == 0]
+    ]
+    assert image_figures(Evidence(score, label))["image_AUROC"] == pytest.approx(np.mean(pairs))
+
+
+def test_scores_that_are_no_numbers_have_no_order_and_infinite_ones_are_the_largest():
+    score, label = torch.tensor([1.0, 2.0, 3.0, float("inf")]), torch.tensor([0, 1, 0, 1])
+    assert image_figures(Evidence(score, label))["image_AUROC"] == 0.75
+    assert np.isnan(image_figures(Evidence(score * torch.tensor([1, 1, float("nan"), 1]), label))["image_AUROC"])
 
 
 def test_pixel_figures_are_those_of_torchmetrics_and_anomalib():
@@ -120,6 +151,144 @@ def test_the_evaluator_logs_figures_and_bounds(resamples, phantom_root, make_pat
     assert set(logged) == {name + end for name in names for end in (("", "_low", "_high") if resamples else ("",))}
     for name in names if resamples else ():
         assert 0 <= logged[f"{name}_low"] <= logged[f"{name}_high"] <= 1
+
+
+def batches(size: int, given: dict[str, torch.Tensor] | None = None) -> list[ImageBatch]:
+    """The images of ``maps`` in batches, two to a patient."""
+    given = given or maps()
+    fields = {"score": "pred_score", "label": "gt_label", "called": "pred_label"}
+    fields |= {"map": "anomaly_map", "mask": "gt_mask", "found": "pred_mask"}
+    made = []
+    for rows in torch.arange(40).split(size):
+        values: dict[str, Any] = {fields[name]: value[rows] for name, value in given.items()}
+        paths = [f"{int(row) // 2}.png" for row in rows]
+        made.append(ImageBatch(image=torch.zeros(len(rows), 3, 48, 48), image_path=paths, **values))
+    return made
+
+
+def computed(parts: list[ImageBatch], **options: Any) -> dict[str, float]:
+    metric = MedicalMetrics(**{"resamples": 20, **options})
+    for part in parts:
+        metric.update(part)
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def test_the_metric_gives_the_figures_and_their_intervals():
+    given = maps()
+    given["called"] = given["score"] > 0.6
+    found, evidence = computed(batches(40, given)), gather(given)
+    patients = [index // 2 for index in range(40)]
+    for figures in (image_figures, pixel_figures):
+        bounds = intervals(evidence, figures, patients, 20, 0)
+        for name, value in figures(evidence).items():
+            # AUPRO itself is anomalib's; its interval is that of a curve of a hundred points.
+            assert found.pop(name) == pytest.approx(value, abs=2e-3 if name == "pixel_AUPRO" else 1e-6)
+            assert (found.pop(f"{name}_low"), found.pop(f"{name}_high")) == pytest.approx(bounds[name])
+    assert not found
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_batches_of_any_size_give_the_same(size):
+    assert computed(batches(size)) == computed(batches(16))
+
+
+def test_the_devices_put_their_images_together():
+    parts = batches(10)
+    one, other = MedicalMetrics(resamples=0), MedicalMetrics(resamples=0)
+    for metric, mine in ((one, parts[:2]), (other, parts[2:])):
+        for part in mine:
+            metric.update(part)
+    empty = torch.tensor([])  # what torchmetrics sends of a state without content
+    sent = [
+        [torch.cat(state) if state else empty for state in (getattr(metric, name) for name in one._defaults)]
+        for metric in (one, other)
+    ]
+    order = iter(zip(*sent, strict=True))
+
+    def gather_all(tensor: torch.Tensor, group: Any) -> list[torch.Tensor]:
+        """What ``torch.distributed`` would return: a state of both devices."""
+        both = next(order)
+        assert torch.equal(both[0], tensor)
+        return list(both)
+
+    one.dist_sync_fn, one.distributed_available_fn = gather_all, lambda: True
+    assert {name: float(value) for name, value in one.compute().items()} == computed(parts, resamples=0)
+    assert sum(map(len, one.score)) == 20  # each device goes on with its own
+
+
+def test_a_metric_can_be_reset_pickled_and_kept_on_the_processor():
+    metric, parts = MedicalMetrics(resamples=0, compute_on_cpu=True), batches(20)
+    metric.update(parts[0])
+    again = pickle.loads(pickle.dumps(metric))
+    again.update(parts[1])
+    assert {name: float(value) for name, value in again.compute().items()} == computed(parts, resamples=0)
+    metric.reset()
+    metric.update(parts[1])
+    assert {name: float(value) for name, value in metric.compute().items()} == computed(parts[1:], resamples=0)
+
+
+def test_groups_go_before_paths_and_images_without_either_are_groups_of_their_own():
+    (batch,) = batches(40)
+    by_path = computed([batch])
+    widths = {}
+    for name, groups in {
+        "named": [index // 2 for index in range(40)],
+        "one": [index // 20 for index in range(40)],
+    }.items():
+        metric = MedicalMetrics(resamples=20)
+        metric.update(batch, groups)
+        widths[name] = {key: float(value) for key, value in metric.compute().items()}
+    assert widths["named"] == by_path
+    assert widths["one"] != by_path
+    batch.image_path = None
+    single = MedicalMetrics(resamples=20)
+    single.update(batch, range(40))
+    assert computed([batch]) == {name: float(value) for name, value in single.compute().items()}
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_without_scores_or_labels_there_are_no_figures(caplog):
+    batch = ImageBatch(image=torch.zeros(2, 3, 8, 8), gt_label=torch.tensor([0, 1]))
+    assert computed([batch]) == {}
+    assert "no scores or no labels" in caplog.text
+
+
+def test_a_field_that_some_batches_lack_takes_no_part():
+    first, second = batches(20)
+    second.anomaly_map = None
+    found = computed([first, second], resamples=0)
+    assert "pixel_AUPRO" not in found
+    assert {"image_AUROC", "pixel_Dice"} <= found.keys()
+
+
+class Table(torch.utils.data.Dataset):
+    """A data set that only has its table."""
+
+    def __init__(self, samples: pd.DataFrame) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def trainer_of(samples: pd.DataFrame, **options: Any) -> SimpleNamespace:
+    data = Table(samples)
+    samplers = {name: sampler(data) for name, sampler in options.items()}
+    return SimpleNamespace(datamodule=SimpleNamespace(test_data=data), test_dataloaders=DataLoader(data, 2, **samplers))
+
+
+def test_every_process_knows_the_patients_of_its_own_images():
+    table = pd.DataFrame({"image_path": list("abcde"), "patient": ["P", "P", "Q", "R", "R"]})
+    assert patients_by_batch(trainer_of(table)) == [["P", "P"], ["Q", "R"], ["R"]]
+    halves = [
+        patients_by_batch(
+            trainer_of(table, sampler=partial(DistributedSampler, num_replicas=2, rank=rank, shuffle=False))
+        )
+        for rank in (0, 1)
+    ]
+    assert halves == [[["P", "Q"], ["R"]], [["P", "R"], ["P"]]]  # a sampler fills up the last batch
+    assert patients_by_batch(trainer_of(table, sampler=RandomSampler)) is None
+    assert patients_by_batch(trainer_of(table.drop(columns="patient"))) is None
 
 
 def test_fewer_than_no_resamples_are_refused():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "anomalib_msacl"
 # From the ground up; a module imports only from those before it.
 ORDER = ["errors", "compat", "functional", "medmix", "families", "recipe", "backbone", "transfer", "data", "medical"]
-ORDER += ["phantom", "metrics", "pretraining", "detectors", "callback", "cli"]
+ORDER += ["phantom", "metrics", "pretraining", "detectors", "callback", "report", "cli"]
 
 
 def imported(path: Path) -> set[str]:
@@ -39,7 +41,39 @@ def test_imports_point_one_way() -> None:
 
 def test_every_module_has_its_place() -> None:
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert modules - {"__init__", "__main__"} == set(ORDER)
+    assert modules - {"__init__", "__main__", "report"} == set(ORDER)
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    """Return the names of what requirements ask for, spelt in one way."""
+    names = (re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0] for requirement in requirements)
+    return {re.sub("[-_.]+", "-", name).lower() for name in names}
+
+
+def imports_from_outside(path: Path) -> set[str]:
+    """Return the top-level modules that a file imports, anywhere in it, but for the package's own and Python's."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "medical_library":
+            names.add(ast.literal_eval(node.args[0]))  # imports the library by its name
+    return {name.split(".")[0] for name in names} - {PACKAGE.name, *sys.stdlib_module_names}
+
+
+def test_what_the_package_imports_is_declared() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for extra in ("offline", "medical") for name in project["optional-dependencies"][extra]]
+    declared = distributions(project["dependencies"] + extras)
+    providers = importlib.metadata.packages_distributions()
+    imported = {name: path for path in PACKAGE.rglob("*.py") for name in imports_from_outside(path)}
+    assert {"torch", "numpy", "pydicom", "PIL"} <= imported.keys()
+    for name, path in imported.items():
+        found = distributions(providers.get(name, [name]))  # an extra need not be installed
+        assert found & declared, f"{path.name} imports {name}; add one of {sorted(found)} to pyproject.toml"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="needs hatchling to build a wheel")

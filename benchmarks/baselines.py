@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from anomalib_msacl.encoder import Encoder
-from anomalib_msacl.views import WeakView
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_msacl.backbone import Encoder
 from anomalib_msacl.families import LesionMix
-from anomalib_msacl.pretraining import warm_cosine
+from anomalib_msacl.pretraining.lightning_model import warm_cosine
+from anomalib_msacl.pretraining.views import WeakView
 
 BATCH = 32  # images that pass the network in a step; a third of the default recipe, so three times the steps are fair
 VIEW = {"jitter": 0.8}

@@ -1,6 +1,6 @@
 """Heat maps before and after the pre-training, on five lesion images of every set.
 
-    python tests/benchmarks/heat_maps.py DATA WEIGHTS PICTURE [--out results/compare] [--sets ..] [--model patchcore]
+    python benchmarks/heat_maps.py DATA WEIGHTS PICTURE [--out results/compare] [--sets ..] [--model patchcore]
 
 The images are not chosen: of the lesion images in the order of their names, the first, and then those at one fifth,
 two fifths ... of the list. A row is an image: itself, the mask where there is one, the map with the reference
@@ -11,7 +11,6 @@ percentile over the five images. Backbones are those of compare.py, which makes 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-sys.path.insert(0, str(Path(__file__).parent))
-from compare import Bench  # a script's neighbour, not a package
+from _common import sets_in
+from compare import Bench
 
 IMAGES = 5
 
@@ -59,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config: dict[str, Any] = yaml.safe_load(arguments.config.read_text())
     bench = Bench(config, arguments.data, arguments.weights, arguments.out.resolve())
-    names = arguments.sets or sorted(path.name for path in arguments.data.iterdir() if path.is_dir())
+    names = arguments.sets or sets_in(arguments.data)
     arms = [config["reference"], arguments.arm]
     figure, axes = plt.subplots(IMAGES, 4 * len(names), figsize=(4.4 * len(names), 1.25 * IMAGES), squeeze=False)
     for place, name in enumerate(names):

@@ -1,6 +1,6 @@
 """Every export of five models on MSACL weights against torch: agreement, AUROC, file size and latency.
 
-    python tests/benchmarks/exports.py --data DATA --weights WEIGHTS --sets colonoscopy brain_mri
+    python benchmarks/exports.py --data DATA --weights WEIGHTS --sets colonoscopy brain_mri
 
 DATA holds one folder per set, laid out as configs/msacl_patchcore_folder.yaml says; WEIGHTS is a folder in timm's
 format. For each set the backbone is pre-trained once; all models take those weights. Then the weights are deleted, and
@@ -28,7 +28,9 @@ from typing import Any
 
 import yaml
 
-CONFIG = Path(__file__).parents[2] / "configs" / "msacl_patchcore_folder.yaml"
+from _common import auroc
+
+CONFIG = Path(__file__).parents[1] / "configs" / "msacl_patchcore_folder.yaml"
 ANOMALIB = str(Path(sys.executable).with_name("anomalib"))
 MODELS: dict[str, dict[str, Any]] = {
     "Patchcore": {"layers": ["blocks.2", "blocks.4"], "coreset_sampling_ratio": 0.01},
@@ -297,17 +299,6 @@ def test_images(root: Path) -> Iterator[tuple[Any, bool, Any]]:
                 found = next((root / "ground_truth_test" / "lesion").glob(f"{path.stem}.*"))
                 mask = np.asarray(Image.open(found).convert("L").resize(SIZE, Image.Resampling.NEAREST)) > 127
         yield read_image(path, as_tensor=False).astype(np.float32), path.parent.name == "lesion", mask
-
-
-def auroc(scores: Any, truth: Any) -> float:
-    """Return the exact area under the curve, ties counted by half."""
-    import numpy as np
-    from scipy.stats import rankdata
-
-    scores, truth = np.concatenate([np.ravel(part) for part in scores]), np.concatenate([np.ravel(t) for t in truth])
-    positive = int(truth.sum())
-    rank_sum = float(rankdata(scores)[truth].sum())
-    return (rank_sum - positive * (positive + 1) / 2) / (positive * (len(truth) - positive))
 
 
 def measure(root: Path, model: str, kinds: list[str]) -> None:

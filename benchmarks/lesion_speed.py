@@ -1,6 +1,6 @@
 """Throughput of MedMix against anomalib's PerlinAnomalyGenerator and against a ResNet-18 step.
 
-    python tests/benchmarks/medmix_speed.py [--batch 16] [--sizes 128 256 512] [--device cpu]
+    python benchmarks/lesion_speed.py [--batch 16] [--sizes 128 256 512] [--device cpu]
 
 Every figure is the median over repetitions, taken in turn in one process. Perlin runs with probability 1 so that both
 make a lesion in every image (MedMix with 1, 2 or 3 lesions); once from noise alone, and once as DRAEM uses it, with

@@ -1,10 +1,10 @@
 """Sets x arms x models x seeds from one YAML: a row per run in a CSV, and the table and the plot of README.
 
-    python tests/benchmarks/compare.py run DATA WEIGHTS [--out results/compare] [--sets ..] [--arms ..] [--models ..]
-                                           [--seeds ..] [--config tests/benchmarks/compare.yaml]
-    python tests/benchmarks/compare.py table results/compare/runs.csv [--arms ..]
-    python tests/benchmarks/compare.py agreement results/compare/runs.csv --arms ..
-    python tests/benchmarks/compare.py plot results/compare/runs.csv docs/compare.png
+    python benchmarks/compare.py run DATA WEIGHTS [--out results/compare] [--sets ..] [--arms ..] [--models ..]
+                                           [--seeds ..] [--config benchmarks/compare.yaml]
+    python benchmarks/compare.py table results/compare/runs.csv [--arms ..]
+    python benchmarks/compare.py agreement results/compare/runs.csv --arms ..
+    python benchmarks/compare.py plot results/compare/runs.csv docs/compare.png
 
 DATA holds one folder per set, laid out as configs/msacl_patchcore_folder.yaml says; WEIGHTS is a folder in timm's
 format or another name that `weights` of the callback takes. Rows that are in the CSV with the same configuration are
@@ -32,50 +32,33 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 import yaml
-from anomalib.data import Batch, Folder
+from anomalib.data import Folder
 from anomalib.engine import Engine
-from anomalib.metrics import AUPRO, AUROC, Evaluator
-from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
-from anomalib_msacl.encoder import Encoder
-from anomalib_msacl.selection import Probe
-from anomalib_msacl.weights import create_backbone, save_backbone
+from anomalib.metrics import AUPRO, Evaluator
 from matplotlib import pyplot as plt
 from scipy.stats import spearmanr
 from scipy.stats import t as student_t
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
-from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.transforms.v2 import Resize
 
+from _common import AUROC, auroc, pre_processor, rows, set_of, sets_in
 from anomalib_msacl import Msacl, MsaclPretraining, Recipe
-
-sys.path.insert(0, str(Path(__file__).parent))
-from baselines import BASELINES  # a script's neighbour, not a package
+from anomalib_msacl.backbone import Encoder, create_backbone, save_backbone
+from anomalib_msacl.pretraining import Questions, pretrain
+from anomalib_msacl.pretraining.preparation import encoder_for
+from baselines import BASELINES
 
 FIGURES = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
 PROVENANCE = ("device", "versions", "setting", "key")
 FIELDS = ("set", "arm", "model", "seed", *FIGURES, "kept", "held_out", "pretrain_s", "seconds", *PROVENANCE)
 PACKAGES = ("anomalib-msacl", "anomalib", "torch", "timm", "lightning")
-
-
-class Squash(PostProcessor):
-    """Bring raw scores into [0, 1) without a change of order and without a look at any label.
-
-    torchmetrics takes scores outside [0, 1] for logits, and their sigmoid saturates.
-    """
-
-    def post_process_batch(self, batch: Batch) -> None:
-        """Change scores and maps in place."""
-        for name in ("pred_score", "anomaly_map"):
-            values = getattr(batch, name)
-            if values is not None:
-                setattr(batch, name, values / (1 + values))
 
 
 class Bench:
@@ -126,17 +109,24 @@ class Bench:
         arm_config, config = self.config["arms"][arm], self.config
         weights = arm_config.get("weights", self.weights)
         lightning.seed_everything(seed, verbose=False)
-        if "recipe" in arm_config:
+        recipe = self.recipe(arm, seed)
+        if recipe is not None and recipe.whitening.alone:
+            images = torch.cat(list(self.images(self.folder(name, seed, 32, "from_train").train_data)))
+            start = create_backbone(config["backbone"], weights)
+            prepared = encoder_for(start, recipe, config["layers"], config["mean"], config["std"], self.size)
+            pretrain(*prepared, images, None, recipe).save(folder, name, len(images))
+            return {"kept": "whitened"}
+        if recipe is not None:
             model = Msacl(
                 config["backbone"],
                 weights,
                 config["layers"],
                 config["image_size"],
-                Recipe(**{**arm_config["recipe"], "seed": seed, "held_out": config["held_out"]}),
+                recipe,
                 folder,
                 config["mean"],
                 config["std"],
-                train_lesion_head=score,
+                detector=score,
                 post_processor=False,
                 evaluator=self.evaluator(name),
                 visualizer=False,
@@ -145,19 +135,26 @@ class Bench:
                 data = self.folder(name, seed, model.recipe.batch_size, "from_train")
                 engine.fit(model, datamodule=data)
                 figures = engine.test(model, datamodule=data)[0] if score else {}
-            verdict = model.selection
-            kept = {"kept": str(verdict.best_step if verdict.history else model.recipe.max_steps)}
+            kept = {"kept": model.run.choice.kept or f"step {model.recipe.max_steps}"}
             return {key: f"{value:.4f}" for key, value in figures.items() if key in FIGURES} | kept
-        backbone, origin = create_backbone(config["backbone"], weights)
+        backbone, provenance = create_backbone(config["backbone"], weights)
         if "baseline" in arm_config:
             encoder = Encoder(backbone, config["layers"], config["mean"], config["std"], frozen_stride=4)
             images = torch.cat(list(self.images(self.folder(name, seed, 32, "from_train").train_data)))
             BASELINES[arm_config["baseline"]](
                 encoder.to(self.device), images.to(self.device), arm_config["steps"], seed
             )
-        state = {"mean": config["mean"], "std": config["std"], "license": origin.license, "tag": arm}
-        save_backbone(backbone.cpu(), config["backbone"], folder, f"Arm {arm} of compare.py.", state, config["layers"])
+        used = replace(provenance, mean=tuple(config["mean"]), std=tuple(config["std"]), layers=tuple(config["layers"]))
+        save_backbone(backbone.cpu(), folder, used, f"Arm {arm} of compare.py.")
         return {}
+
+    def recipe(self, arm: str, seed: int) -> Recipe | None:
+        """Return the recipe of an arm; None for arms that are no MSACL."""
+        settings = self.config["arms"][arm].get("recipe")
+        if settings is None:
+            return None
+        choice = {"held_out": self.config["held_out"], **settings.get("choice", {})}
+        return Recipe.of({**settings, "seed": seed, "choice": choice})
 
     def backbone(self, name: str, arm: str, seed: int) -> Path:
         """Return the folder of a backbone, which :meth:`run` fills."""
@@ -189,12 +186,11 @@ class Bench:
         lightning.seed_everything(seed, verbose=False)
         settings = self.config["models"][model]
         module, _, kind = settings["class_path"].rpartition(".")
-        transform = Compose([Resize(self.size, antialias=True), Normalize(self.config["mean"], self.config["std"])])
         return getattr(importlib.import_module(module), kind)(
             backbone=self.config["backbone"],
             pre_trained=False,
-            pre_processor=PreProcessor(transform=transform),
-            post_processor=Squash(),
+            pre_processor=pre_processor(self.size, self.config["mean"], self.config["std"]),
+            post_processor=False,
             evaluator=self.evaluator(name, settings.get("maps", True)),
             visualizer=False,
             **settings["init_args"],
@@ -205,10 +201,10 @@ class Bench:
         data = self.folder(name, seed, 32, "from_train")
         recipe = Recipe(seed=seed)
         bank, held_out = (
-            torch.cat(list(self.images(part)))[: recipe.evaluation_images] for part in (data.train_data, data.val_data)
+            torch.cat(list(self.images(part)))[: recipe.choice.images] for part in (data.train_data, data.val_data)
         )
         encoder = self.encoder(folder, layers)
-        return Probe(bank, held_out, recipe).score(encoder, torch.device(self.device)).image_auroc
+        return Questions(bank, held_out, recipe).score(encoder, torch.device(self.device)).image_auroc
 
     @torch.no_grad()
     def neighbours(self, data: Folder, folder: Path, settings: dict[str, Any]) -> dict[str, str]:
@@ -222,7 +218,7 @@ class Bench:
         distance = torch.cdist(pooled(data.test_data), pooled(data.train_data))
         scores = distance.topk(settings["neighbours"], largest=False).values.mean(dim=1)
         labels = torch.tensor(data.test_data.samples.label_index.to_numpy())
-        return {"image_AUROC": f"{float(binary_auroc(scores / scores.max(), labels)):.4f}"}
+        return {"image_AUROC": f"{auroc(scores.cpu(), labels.cpu()):.4f}"}
 
     def encoder(self, folder: Path, layers: list[str]) -> Encoder:
         """Return a backbone in evaluation mode."""
@@ -238,17 +234,11 @@ class Bench:
 
     def folder(self, name: str, seed: int, batch_size: int, validation: str = "same_as_test") -> Folder:
         """Return a set; `from_train` holds images out. No validation runs, so `same_as_test` is never used."""
-        root = (self.data / name).resolve()
-        data = Folder(
-            name=name,
-            root=root,
-            normal_dir="train/good",
-            normal_test_dir="test/good",
-            abnormal_dir="test/lesion",
-            mask_dir="ground_truth/lesion" if self.masks(name) else None,
+        data = set_of(
+            self.data / name,
+            self.masks(name),
             train_batch_size=batch_size,
             eval_batch_size=32,
-            num_workers=0,
             val_split_mode=validation,
             val_split_ratio=self.config["held_out"],
             seed=seed,
@@ -316,14 +306,6 @@ def one_setting(runs: list[dict[str, str]]) -> list[dict[str, str]]:
         if len({row["setting"] for row in runs if row["model"] == model}) > 1:
             sys.exit(f"The rows of {model} were made with different settings; give each setting an --out of its own.")
     return runs
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a file, none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 class Comparison:
@@ -494,7 +476,7 @@ def main() -> None:
         plot(one_setting(rows(arguments.runs)), config["reference"], arms, arguments.picture)
     else:
         bench = Bench(config, arguments.data, arguments.weights, arguments.out.resolve())
-        folders = sorted(path.name for path in arguments.data.iterdir() if path.is_dir())
+        folders = sets_in(arguments.data)
         for seed in arguments.seeds or config["seeds"]:
             for name in arguments.sets or config["sets"] or folders:
                 for arm in arguments.arms or config["arms"]:

@@ -1,6 +1,6 @@
 """Thresholds chosen on synthetic and on real abnormal images, and what they do on a real test set.
 
-    python tests/benchmarks/validation_splits.py DATA WEIGHTS [--out results/validation_splits.csv] [--sets NAME ...]
+    python benchmarks/validation_splits.py DATA WEIGHTS [--out results/validation_splits.csv] [--sets NAME ...]
 
 DATA holds one folder per set, laid out as configs/msacl_patchcore_folder.yaml says; WEIGHTS is a folder in timm's
 format. For each set and seed one PatchCore is fitted on four fifths of the normal training images. Then its threshold
@@ -35,20 +35,18 @@ from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from anomalib.engine import Engine
 from anomalib.models import Patchcore
 from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
-from anomalib_msacl.hand_over import hand_over
-from anomalib_msacl.weights import create_backbone
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import (
-    binary_auroc,
     binary_f1_score,
     binary_recall,
     binary_specificity,
 )
-from torchvision.transforms.v2 import Compose, Normalize, Resize
 
+from _common import auroc, pre_processor, rows, set_of, sets_in
+from anomalib_msacl.backbone import create_backbone
 from anomalib_msacl.data import MedMixDataset
 from anomalib_msacl.data.splits import split_by_patient
+from anomalib_msacl.transfer import transfer
 
 FIGURES = ("threshold", "quantile", "f1", "sensitivity", "specificity", "auroc")
 ARMS = ("perlin", "medmix", "real", "best")
@@ -57,27 +55,17 @@ ARMS = ("perlin", "medmix", "real", "best")
 def fit(folder: Path, weights: Path, seed: int, size: int, work: Path) -> tuple[Patchcore, Folder, Any]:
     """Fit PatchCore on four fifths of the training images; return it, the data and the last fifth."""
     lightning.seed_everything(seed, verbose=False)
-    transform = Compose([Resize((size, size), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])
     model = Patchcore(
         backbone="tf_efficientnet_lite0",
         layers=["blocks.2", "blocks.4"],
         pre_trained=False,
         coreset_sampling_ratio=0.01,
-        pre_processor=PreProcessor(transform=transform),
+        pre_processor=pre_processor((size, size)),
         visualizer=False,
     )
     backbone = create_backbone("tf_efficientnet_lite0", str(weights))[0]
-    hand_over(backbone, model.model.feature_extractor.feature_extractor)
-    data = Folder(
-        name=folder.name,
-        root=folder,
-        normal_dir="train/good",
-        normal_test_dir="test/good",
-        abnormal_dir="test/lesion",
-        val_split_mode="same_as_test",
-        num_workers=0,
-        seed=seed,
-    )
+    transfer(backbone, model.model.feature_extractor.feature_extractor)
+    data = set_of(folder, val_split_mode="same_as_test", seed=seed)
     data.setup("fit")
     data.train_data, held_out = split_by_patient(data.train_data, 0.2, seed)
     data._is_setup = True
@@ -119,7 +107,7 @@ def figures(threshold: float, scores: torch.Tensor, labels: torch.Tensor) -> dic
         "f1": float(binary_f1_score(called, labels)),
         "sensitivity": float(binary_recall(called, labels)),
         "specificity": float(binary_specificity(called, labels)),
-        "auroc": float(binary_auroc(scores / scores.max(), labels)),
+        "auroc": auroc(scores, labels),
     }
     return {name: f"{value:.4f}" for name, value in values.items()}
 
@@ -140,23 +128,22 @@ def run(folder: Path, weights: Path, seed: int, size: int) -> list[dict[str, str
     scores, labels = gather(judged_batches, "pred_score"), gather(judged_batches, "gt_label").long()
     lightning.seed_everything(seed, verbose=False)  # anomalib's generator takes its numbers from everywhere
     sets = {"perlin": SyntheticAnomalyDataset.from_dataset(held_out), "medmix": MedMixDataset(held_out, seed=seed)}
-    rows = []
+    made = []
     for arm in ARMS:
         batches = judged_batches if arm == "best" else scored(model, sets.get(arm, real))
         values = figures(chosen_threshold(batches), scores, labels)
-        rows.append({"set": folder.name, "seed": str(seed), "arm": arm, **values, "fit_seconds": f"{fitted:.0f}"})
-    return rows
+        made.append({"set": folder.name, "seed": str(seed), "arm": arm, **values, "fit_seconds": f"{fitted:.0f}"})
+    return made
 
 
 def table(path: Path) -> None:
     """Print the rows of a file as a Markdown table: mean and, in brackets, the smallest and the largest value."""
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
+    content = rows(path)
     print("| set | threshold chosen on | quantile of normals | F1 | sensitivity | specificity |")
     print("|---|---|---|---|---|---|")
-    for name in dict.fromkeys(row["set"] for row in rows):
+    for name in dict.fromkeys(row["set"] for row in content):
         for arm in ARMS:
-            found = [row for row in rows if (row["set"], row["arm"]) == (name, arm)]
+            found = [row for row in content if (row["set"], row["arm"]) == (name, arm)]
             cells = []
             for key in FIGURES[1:-1]:
                 values = [float(row[key]) for row in found]
@@ -179,21 +166,18 @@ def main() -> None:
         table(arguments.table or arguments.out)
         return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, str]] = []
-    if arguments.out.exists():
-        with arguments.out.open() as file:
-            rows = list(csv.DictReader(file))
-    names = arguments.sets or sorted(path.name for path in arguments.data.iterdir() if path.is_dir())
+    made = rows(arguments.out)
+    names = arguments.sets or sets_in(arguments.data)
     for seed, name in ((seed, name) for seed in arguments.seeds for name in names):
-        if any((row["set"], row["seed"]) == (name, str(seed)) for row in rows):
+        if any((row["set"], row["seed"]) == (name, str(seed)) for row in made):
             continue
-        rows += run(arguments.data / name, arguments.weights, seed, arguments.size)
-        for row in rows[-len(ARMS) :]:
+        made += run(arguments.data / name, arguments.weights, seed, arguments.size)
+        for row in made[-len(ARMS) :]:
             print(row, flush=True)
         with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, list(made[0]))
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(made)
     table(arguments.out)
 
 
