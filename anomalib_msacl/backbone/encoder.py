@@ -51,6 +51,7 @@ class Encoder(nn.Module):
         self.index = [_layer_index(layer, names) for layer in layers] if layers else _default_layers(self.stages)
         self.layers = [names[index] for index in self.index]
         self.train_batch_norm = train_batch_norm
+        self.memory_format = torch.contiguous_format
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         for parameter in _frozen_parameters(backbone, self.stages, frozen_stride):
@@ -88,6 +89,16 @@ class Encoder(nn.Module):
             norm.train(self.train_batch_norm and all(p.requires_grad for p in norm.parameters()))
         return self
 
+    def use(self, memory_format: torch.memory_format) -> None:
+        """Bring the weights, and from now on all images, to a memory format; the values stay what they are.
+
+        Args:
+            memory_format: ``torch.channels_last`` makes convolutions faster on most processors; transformers do not
+                mind. ``torch.contiguous_format`` is what files and exports expect.
+        """
+        self.memory_format = memory_format
+        self.backbone.to(memory_format=memory_format)  # type: ignore[call-overload]  # not in torch's stubs
+
     def forward(self, images: Tensor, pooled: bool = True) -> tuple[list[Tensor], Tensor | None]:
         """Return the feature maps of the layers and the pooled features.
 
@@ -119,9 +130,8 @@ class Encoder(nn.Module):
         if transformer:
             options["norm"] = True
         with position_embeddings_without_antialiasing() if transformer else nullcontext():
-            maps = cast("Any", self.backbone).forward_intermediates(
-                (images - self.mean) / self.std, indices=wanted, **options
-            )
+            normalised = ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+            maps = cast("Any", self.backbone).forward_intermediates(normalised, indices=wanted, **options)
         return dict(zip(wanted, maps, strict=True))
 
 
