@@ -5,7 +5,7 @@ The names below are all that most users need; see the modules for the pure funct
 
 from anomalib_msacl.callback import MsaclPretraining
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.medmix import MedMix
+from anomalib_msacl.lesions import MedMix
 from anomalib_msacl.pretraining import Msacl
 from anomalib_msacl.recipe import Recipe
 

@@ -26,8 +26,7 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 from anomalib_msacl.data.checks import check_datamodule, check_validation, image_paths
 from anomalib_msacl.encoder import Encoder, evaluating
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
-from anomalib_msacl.families import LesionMix
-from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
+from anomalib_msacl.lesions import MINIMUM_SIDE, MedMix
 from anomalib_msacl.model import LesionHead, MsaclModel, class_separation
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.selection import UNTOUCHED, KeepBest, held_out_images, normal_images, undisturbed
@@ -106,7 +105,7 @@ class Msacl(AnomalibModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             self.model: MsaclModel = MsaclModel(encoder, self.recipe)
-        self.lesions = LesionMix(self.recipe.families, _build(MedMix, "recipe.medmix", self.recipe.medmix))
+        self.lesions = _build(MedMix, "recipe.medmix", self.recipe.medmix).among(self.recipe.families)
         self.view = _build(WeakView, "recipe.view", self.recipe.view)
         self.selection = KeepBest(self.recipe)
         self._check_sizes()
@@ -370,7 +369,7 @@ class Msacl(AnomalibModule):
         owners = torch.arange(len(images), device=images.device).repeat(views)
         weak = self.view(images.repeat(views, 1, 1, 1))
         classes = torch.arange(number, device=images.device).repeat(len(weak))
-        output = self.lesions.synthesize(weak.repeat_interleave(number, dim=0), classes)
+        output = self.lesions.synthesize(weak, classes.reshape(len(weak), number))
         return output.image, output.mask, classes, owners.repeat_interleave(number)
 
     def _whiten(self) -> None:

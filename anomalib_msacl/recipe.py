@@ -79,7 +79,7 @@ class Recipe:
             architecture allows it (:func:`anomalib_msacl.whitening.realign`). For detectors that pool deep features.
             Without the dense term, which is what changes the layer, nothing is done. Set it to False for random
             initial weights.
-        families: Families of lesions to train with, ``medmix`` and those of :mod:`anomalib_msacl.families`. The others
+        families: Families of lesions to train with, ``medmix`` and those of :mod:`anomalib_msacl.lesions`. The others
             are for choosing the weights.
         medmix: Arguments of :class:`anomalib_msacl.MedMix` that differ from its defaults.
         view: Arguments of :class:`anomalib_msacl.views.WeakView` that differ from its defaults.

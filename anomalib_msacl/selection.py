@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_msacl.encoder import Encoder, evaluating
-from anomalib_msacl.families import NAMES, LesionMix
+from anomalib_msacl.lesions import FAMILIES, MedMix
 from anomalib_msacl.losses import cells
-from anomalib_msacl.medmix import MedMix
 from anomalib_msacl.normality import patch_features
 from anomalib_msacl.recipe import Recipe
 
@@ -100,9 +99,9 @@ class Probe:
     def __init__(self, bank: Tensor, held_out: Tensor, recipe: Recipe) -> None:
         generator = torch.Generator().manual_seed(recipe.seed)
         counts = torch.arange(_LESIONS * len(held_out)) % (recipe.classes - 1) + 1
-        unseen = [name for name in NAMES if name not in recipe.families] or recipe.families
+        unseen = [name for name in FAMILIES if name not in recipe.families] or recipe.families
         copies = held_out.repeat(_LESIONS, 1, 1, 1)
-        lesions = LesionMix(unseen, MedMix(**recipe.medmix)).synthesize(copies, counts, generator)
+        lesions = MedMix(**recipe.medmix).among(unseen).synthesize(copies, counts, generator)
         self.bank = bank
         self.images = torch.cat([held_out, lesions.image])
         self.masks = torch.cat([torch.zeros_like(held_out[:, :1]), lesions.mask])

@@ -31,7 +31,7 @@ from anomalib_msacl.data.reader import ImageReader
 from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.data.splits import patients_of, split_by_patient
 from anomalib_msacl.errors import InputError, show_input_errors_as_one_line
-from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
+from anomalib_msacl.lesions import MINIMUM_SIDE, MedMix
 
 logger = logging.getLogger(__name__)
 
