@@ -15,7 +15,7 @@ from torch import Tensor
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions.base import Parameters
 from anomalib_msacl.lesions.foreground import foreground, foreground_fraction, place_weights, tissue
-from anomalib_msacl.lesions.geometry import blurred, smooth_noise
+from anomalib_msacl.lesions.geometry import blur_matrix, smooth_noise
 from anomalib_msacl.lesions.randomness import Draw
 
 MINIMUM_SIDE = 32
@@ -44,6 +44,7 @@ class Canvas:
         self.threshold = threshold
         self.copies = copies
         self.height, self.width = int(images.shape[-2]), int(images.shape[-1])
+        self._margins: dict[int, Tensor] = {}
         self._weights: dict[float, Tensor] = {}
 
     @property
@@ -71,6 +72,15 @@ class Canvas:
         """Which images have no colour, shape ``(B,)``, bool."""
         images = self.images.detach().float()
         return (images - images.mean(dim=1, keepdim=True)).abs().flatten(1).mean(dim=1) < _GREY
+
+    def with_margin(self, margin: int) -> Tensor:
+        """Return the images with a margin, reflected at their borders."""
+        if margin not in self._margins:
+            rows, columns = (
+                reflected(_around(-margin, limit + margin, self.images), limit) for limit in (self.height, self.width)
+            )
+            self._margins[margin] = self.images[:, :, rows][..., columns]
+        return self._margins[margin]
 
     def places(self, image: Tensor, samples: int, inset: float, draw: Draw) -> Tensor:
         """Draw places on the foreground.
@@ -112,6 +122,7 @@ class Windows:
         side: Height and width of the windows in pixels, as far as the image goes.
 
     Attributes:
+        size: Height and width of the windows.
         rows: Rows of the image, shape ``(N, h)``, int64.
         columns: Columns of the image, shape ``(N, w)``, int64.
         y: Vertical distance of the rows to the centre, shape ``(N, h, 1)``.
@@ -120,49 +131,36 @@ class Windows:
 
     def __init__(self, canvas: Canvas, image: Tensor, centre: Tensor, side: int) -> None:
         self.canvas, self.image, self.centre = canvas, image, centre
-        self.rows, self.columns = (
-            span(centre[:, axis], min(side, limit), limit) for axis, limit in enumerate((canvas.height, canvas.width))
-        )
+        self.size = (min(side, canvas.height), min(side, canvas.width))
+        self.rows, self.columns = self._span(centre)
         self.y = (self.rows - centre[:, :1])[:, :, None]
         self.x = (self.columns - centre[:, 1:])[:, None, :]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the windows."""
-        return self.rows.shape[1], self.columns.shape[1]
 
     @cached_property
     def pixels(self) -> Tensor:
         """The images in the windows, float32, shape ``(N, C, h, w)``."""
-        return self.read(self.canvas.images, self.image, self.rows, self.columns)
+        return self._crop(self.canvas.images, self.image, self._corner).float()
 
     @property
     def tissue(self) -> Tensor:
-        """1 where there is tissue, else 0, shape ``(N, 1, h, w)``."""
-        return self.read(self.canvas.tissue, self.image, self.rows, self.columns)
+        """Where there is tissue, shape ``(N, 1, h, w)``, bool."""
+        return self._crop(self.canvas.tissue, self.image, self._corner)
 
     @property
     def grey(self) -> Tensor:
         """Whether the image of each lesion has no colour, shape ``(N,)``, bool."""
         return self.canvas.grey[self.image // self.canvas.copies]
 
-    def wider(self, margin: int) -> Tensor:
-        """Return the images in windows with a margin, reflected at the borders of the image."""
-        rows, columns = (
-            reflected(
-                torch.cat([at[:, :1] + _around(-margin, 0, at), at, at[:, -1:] + _around(1, margin + 1, at)], 1), n
-            )
-            for at, n in ((self.rows, self.canvas.height), (self.columns, self.canvas.width))
-        )
-        return self.read(self.canvas.images, self.image, rows, columns)
-
     def blurred(self, times: int) -> Tensor:
         """Return the images averaged over about a ninth of their shorter side, so many times."""
         reach = max(1, self.canvas.side // 18)
-        return blurred(self.wider(reach * times), reach, times)
+        margin = reach * times
+        wide = self._crop(self.canvas.with_margin(margin), self.image, self._corner, 2 * margin).float()
+        down, right = (blur_matrix(size, reach, times, wide.device) for size in self.size)
+        return down @ wide @ right.mT
 
     def noise(self, grains: Tensor) -> Tensor:
-        """Return smooth noise of unit variance per grain; see :func:`.geometry.smooth_noise`."""
+        """Return smooth noise out of grains that fill the image; see :func:`.geometry.smooth_noise`."""
         return smooth_noise(grains, self.rows, self.columns, (self.canvas.height, self.canvas.width))
 
     def elsewhere(self, offset: Tensor) -> Tensor:
@@ -170,7 +168,8 @@ class Windows:
         down, right = offset.long().unbind(dim=1)
         rows = reflected(self.rows + down[:, None], self.canvas.height)
         columns = reflected(self.columns + right[:, None], self.canvas.width)
-        return self.read(self.canvas.images, self.image, rows, columns)
+        own = (self.image // self.canvas.copies)[:, None, None]
+        return self.canvas.images[own, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).float()
 
     def cut(self, donor: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cut windows of the same size out of donors.
@@ -182,17 +181,27 @@ class Windows:
         Returns:
             The pixels, shape ``(N, C, h, w)``, and the row and the column of ``centre`` within them, shape ``(N,)``.
         """
-        rows, columns = (
-            span(centre[:, axis], size, limit)
-            for axis, size, limit in zip((0, 1), self.size, (self.canvas.height, self.canvas.width), strict=True)
-        )
-        pixels = self.read(self.canvas.donors, donor, rows, columns)
-        return pixels, centre[:, 0] - rows[:, 0], centre[:, 1] - columns[:, 0]
+        rows, columns = self._span(centre)
+        corner = torch.stack([rows[:, 0], columns[:, 0]], dim=1)
+        place = centre - corner
+        return self._crop(self.canvas.donors, donor, corner).float(), place[:, 0], place[:, 1]
 
-    def read(self, images: Tensor, image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return rows ``(N, h)`` and columns ``(N, w)`` of images, float32, shape ``(N, C, h, w)``."""
-        own = (image // self.canvas.copies)[:, None, None]
-        return images[own, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1).float()
+    @property
+    def _corner(self) -> Tensor:
+        """Upper left pixel of each window, shape ``(N, 2)``."""
+        return torch.stack([self.rows[:, 0], self.columns[:, 0]], dim=1)
+
+    def _span(self, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows and columns of windows about other centres."""
+        height, width = self.size
+        return span(centre[:, 0], height, self.canvas.height), span(centre[:, 1], width, self.canvas.width)
+
+    def _crop(self, images: Tensor, image: Tensor, corner: Tensor, more: int = 0) -> Tensor:
+        """Return a window of each image, larger by ``more``, shape ``(N, C, h, w)``."""
+        height, width = (size + more for size in self.size)
+        numbers = torch.cat([(image // self.canvas.copies)[:, None], corner], dim=1).tolist()
+        # Slices are copied row by row, which is several times as fast as an index of pixels.
+        return torch.stack([images[i, :, y : y + height, x : x + width] for i, y, x in numbers])
 
 
 def window_sides(extent: Tensor) -> Tensor:

@@ -120,12 +120,25 @@ def sampled(windows: Tensor, y: Tensor, x: Tensor) -> Tensor:
     return values
 
 
-def blurred(windows: Tensor, reach: int, times: int) -> Tensor:
-    """Return means over squares of ``2 * reach + 1`` pixels, so many times; each takes ``reach`` off a side."""
-    side = 2 * reach + 1
+def blur_matrix(size: int, reach: int, times: int, device: torch.device) -> Tensor:
+    """Return the matrix that averages over ``2 * reach + 1`` neighbours, so many times.
+
+    Args:
+        size: Number of averages.
+        reach: Neighbours on either side.
+        times: How often; each takes ``reach`` off either end.
+        device: Where the matrix is needed.
+
+    Returns:
+        Shape ``(size, size + 2 * reach * times)``.
+    """
+    matrix = torch.eye(size, device=device)
     for _ in range(times):
-        windows = F.avg_pool2d(F.avg_pool2d(windows, (1, side), 1), (side, 1), 1)
-    return windows
+        ahead = torch.arange(matrix.shape[1] + 2 * reach, device=device) - torch.arange(
+            matrix.shape[1], device=device
+        ).unsqueeze(1)
+        matrix = matrix @ ((ahead >= 0) & (ahead <= 2 * reach)).float() / (2 * reach + 1)
+    return matrix
 
 
 def per_row(values: Tensor) -> Tensor:

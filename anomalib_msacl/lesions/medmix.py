@@ -70,7 +70,7 @@ class MedMix(LesionMixture):
         keep_on_foreground: bool = True,
         foreground_threshold: float = 0.08,
         return_mask: bool = False,
-        visible: float = 0.016,
+        visible: float = 0.02,
     ) -> None:
         patch = Patch(
             radius=radius,

@@ -17,13 +17,13 @@ from anomalib_msacl.lesions.canvas import Canvas, check_images
 from anomalib_msacl.lesions.painting import Pixels, compose, paint
 from anomalib_msacl.lesions.placing import CANDIDATES, Occupied
 from anomalib_msacl.lesions.randomness import Draw
-from anomalib_msacl.lesions.shades import Blob
+from anomalib_msacl.lesions.shades import Spot
 
 # A lesion that cannot be seen is drawn again: so often of its own family, then of any of the mixture, then as a spot.
 _OWN_TRIES = 3
 _ANY_TRIES = 2
-_LAST_TRIES = 4
-_LAST_RESORT = Blob(radius=(0.06, 0.12), edge=(0.4, 0.7), shift=(0.15, 0.3))
+_TRIES = _OWN_TRIES + _ANY_TRIES + 5
+_LAST_RESORT = Spot()
 
 
 class LesionOutput(NamedTuple):
@@ -100,7 +100,7 @@ class LesionMixture(Transform):  # type: ignore[misc]  # torchvision ships no ty
 
     What cannot be seen is no lesion: masks are cut down to the pixels that change visibly, all others stay as they
     were, and a lesion of which too little is left is drawn again, three times as its own family, twice as any of the
-    mixture, then as a plain spot (:class:`Blob`), which shows on an image of one colour too, where a displacement, for
+    mixture, then as a plain spot (:class:`Spot`), which shows on an image of one colour too, where a displacement, for
     one, changes nothing. So the number of lesions stays exact.
 
     Args:
@@ -132,7 +132,7 @@ class LesionMixture(Transform):  # type: ignore[misc]  # torchvision ships no ty
         counts: Sequence[int] = (0, 1, 2, 3),
         keep_on_foreground: bool = True,
         foreground_threshold: float = 0.08,
-        visible: float = 0.016,
+        visible: float = 0.02,
         return_mask: bool = False,
     ) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class LesionMixture(Transform):  # type: ignore[misc]  # torchvision ships no ty
         drawn: dict[int, list[Parameters]] = {}
         painted: list[Pixels] = []
         todo = torch.arange(len(image), device=image.device)
-        for attempt in range(_OWN_TRIES + _ANY_TRIES + _LAST_TRIES):
+        for attempt in range(_TRIES):
             if len(todo) == 0:
                 break
             kind = self._kinds(attempt, own[todo], draw)
@@ -294,10 +294,10 @@ class LesionMixture(Transform):  # type: ignore[misc]  # torchvision ships no ty
             for index, part in self._place(canvas, image[todo], order[todo], kind, occupied, draw):
                 rows = todo[kind == index]
                 seen, pixels = paint(canvas, self._pool[index], part, self.visible)
-                if attempt == _OWN_TRIES + _ANY_TRIES + _LAST_TRIES - 1:
+                if attempt == _TRIES - 1:  # a spot of a few pixels, or ``visible`` above the shift of any
                     seen = torch.ones_like(seen)
                 drawn.setdefault(index, []).append(part.select(seen))
-                painted += [Pixels(*(value[seen[lesion]] for value in group)) for lesion, group in pixels]
+                painted += [group.select(seen[lesion]) for lesion, group in pixels]
                 left.append(rows[~seen])
             todo = torch.cat(left).sort().values
         parts = [(self._pool[index], _sorted(first.join(rest))) for index, (first, *rest) in sorted(drawn.items())]

@@ -12,9 +12,12 @@ from anomalib_msacl.lesions.base import Lesion, Parameters
 from anomalib_msacl.lesions.canvas import Canvas
 from anomalib_msacl.lesions.foreground import local_mean
 
-# The least that must be visible of a lesion: a part of the image, and a number of pixels.
-_LEAST_SHARE = 1e-3
+# The least that must be visible of a lesion: a part of the image, a number of pixels, a part of its own outline; and
+# how many times the visible change they must change by on average, lest it be made of crumbs that just pass.
+_LEAST_OF_IMAGE = 2e-3
 _LEAST_PIXELS = 6
+_LEAST_OF_OUTLINE = 0.1
+_LEAST_CHANGE = 1.5
 
 
 class Pixels(NamedTuple):
@@ -34,6 +37,10 @@ class Pixels(NamedTuple):
     target: Tensor
     weight: Tensor
 
+    def select(self, chosen: Tensor) -> Pixels:
+        """Return the pixels for which a mask of shape ``(M,)`` is true."""
+        return self if bool(chosen.all()) else Pixels(*(part[chosen] for part in self))
+
 
 def paint(
     canvas: Canvas, family: Lesion[Any], parameters: Parameters, visible: float
@@ -41,8 +48,8 @@ def paint(
     """Render lesions of one family on the images as they are, and keep the pixels at which they are visible.
 
     A pixel is kept where the mean over the channels of the absolute change, averaged over 5 x 5 pixels, is at least
-    ``visible``. A lesion is visible if enough pixels are kept, a thousandth of the image and six, and they change by
-    ``visible`` on average.
+    ``visible``. A lesion is visible if enough pixels are kept, a tenth of its outline, 2 in 1000 of the image and six,
+    and if they change by one and a half times ``visible`` on average.
 
     Args:
         canvas: The images.
@@ -56,7 +63,7 @@ def paint(
     """
     seen = torch.zeros_like(parameters.image, dtype=torch.bool)
     painted = []
-    least = max(_LEAST_PIXELS, _LEAST_SHARE * canvas.height * canvas.width) if visible > 0 else 0
+    least = max(_LEAST_PIXELS, _LEAST_OF_IMAGE * canvas.height * canvas.width) if visible > 0 else 0
     with torch.autocast(canvas.images.device.type, enabled=False):  # half a digit of colour would tint grey images
         for rows, windows in canvas.windows(parameters):
             own = parameters.select(rows)
@@ -64,9 +71,11 @@ def paint(
             with torch.no_grad():
                 before = windows.pixels
                 change = (torch.lerp(before, target, weight).clamp(0, 1) - before).abs().mean(dim=1, keepdim=True)
-                mask = (weight > 0) & (local_mean(change) >= visible)
-                number = mask.flatten(1).sum(dim=1)
-                seen[rows] = (number >= least) & ((change * mask).flatten(1).sum(dim=1) >= visible * number)
+                outline = weight > 0
+                mask = outline & (local_mean(change) >= visible)
+                inside, number, total = (part.sum(dim=(1, 2, 3)) for part in (outline, mask, change * mask))
+                enough = (number >= least) & (number >= _LEAST_OF_OUTLINE * inside)
+                seen[rows] = enough & (total >= _LEAST_CHANGE * visible * number)
             lesion, _, y, x = mask.nonzero(as_tuple=True)
             place = windows.rows[lesion, y] * canvas.width + windows.columns[lesion, x]
             pixels = Pixels(

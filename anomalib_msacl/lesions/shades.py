@@ -123,6 +123,24 @@ class Blob(Lesion[BlobParameters]):
         return Rendered(windows.pixels + per_pixel(parameters.shift), weight)
 
 
+@dataclass(frozen=True)
+class Spot(Blob):
+    """A blob that shows on any image: darker on bright pixels, brighter on dark ones, and not only on tissue.
+
+    No family of its own, but what a mixture falls back on; it goes by the name of a blob.
+    """
+
+    radius: Range = limited((0.08, 0.12), 1e-3, 0.5)
+    edge: Range = limited((0.4, 0.7), 1e-3, 1)
+    shift: Range = limited((0.15, 0.3), 0, 1)
+
+    def render(self, windows: Windows, parameters: BlobParameters) -> Rendered:
+        """Shift the intensity towards the farther end of the range."""
+        away = torch.where(windows.pixels.mean(dim=1, keepdim=True) < 0.5, 1.0, -1.0)  # alike for all channels
+        target = windows.pixels + away * per_pixel(parameters.shift.abs())
+        return Rendered(target, soft_outline(parameters, windows.y, windows.x))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextureParameters(OutlinedParameters):
     """Parameters of :class:`Texture`: grains from coarse to fine, each of shape ``(N, 1, cells, cells)``."""
@@ -306,7 +324,8 @@ class Streak(Lesion[StreakParameters]):
             )
             down, right = parameters.offset[:, curve].unbind(dim=1)
             along, across = turned(windows.y - per_row(down), windows.x - per_row(right), angle)
-            profile = torch.exp(-(((across - per_row(bend) * along.square()) / per_row(width)) ** 2))
+            squared = ((across - per_row(bend) * along.square()) / per_row(width)).square()
+            profile = (1 - squared / 4).clamp_min(0).square().square()  # nearly a Gaussian, and faster
             end = ((per_row(length) - along.abs()) / per_row(fade)).clamp(0, 1)
             weight = torch.maximum(weight, per_row(there) * profile * end)
         weight = torch.where(weight > _FAINTEST, weight, 0.0)[:, None] * windows.tissue

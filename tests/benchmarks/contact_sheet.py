@@ -20,13 +20,13 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import resize
 from torchvision.utils import make_grid, save_image
 
-from anomalib_msacl import MedMix, Recipe
-from anomalib_msacl.families import NAMES, LesionMix
+from anomalib_msacl import Recipe
+from anomalib_msacl.lesions import FAMILIES, LesionMixture
 
 COLUMNS = 8
 
 
-def rows(folder: Path, size: int, lesions: LesionMix, generator: torch.Generator) -> torch.Tensor:
+def rows(folder: Path, size: int, lesions: LesionMixture, generator: torch.Generator) -> torch.Tensor:
     """Return two rows of images of a folder, evenly spaced by name."""
     if not folder.is_dir():
         sys.exit(f"{folder} is no folder; name one of pictures.")
@@ -48,10 +48,10 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--families", nargs="+", default=Recipe().families, choices=NAMES)
-    parser.add_argument("--foreground_threshold", type=float, default=MedMix().foreground_threshold)
+    parser.add_argument("--families", nargs="+", default=Recipe().families, choices=list(FAMILIES))
+    parser.add_argument("--foreground_threshold", type=float, default=LesionMixture().foreground_threshold)
     arguments = parser.parse_args()
-    lesions = LesionMix(arguments.families, MedMix(foreground_threshold=arguments.foreground_threshold))
+    lesions = LesionMixture(arguments.families, foreground_threshold=arguments.foreground_threshold)
     generator = torch.Generator().manual_seed(arguments.seed)
     pictures = torch.cat([rows(folder, arguments.size, lesions, generator) for folder in arguments.folders])
     save_image(make_grid(pictures, nrow=COLUMNS), arguments.out)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from anomalib_msacl import Recipe
 from anomalib_msacl.encoder import Encoder
-from anomalib_msacl.families import NAMES, LesionMix
-from anomalib_msacl.medmix import MedMixOutput
+from anomalib_msacl.lesions import FAMILIES, LesionMixture, LesionOutput
 from anomalib_msacl.selection import Probe, Score, standard_error
 from anomalib_msacl.weights import create_backbone
 
@@ -37,7 +36,7 @@ def smooth_images(number: int) -> Tensor:
 
 
 def probe() -> Probe:
-    return Probe(smooth_images(4), smooth_images(6), Recipe(families=[name for name in NAMES if name != "blob"]))
+    return Probe(smooth_images(4), smooth_images(6), Recipe(families=[name for name in FAMILIES if name != "blob"]))
 
 
 def test_features_that_show_lesions_score_high_and_blind_ones_by_chance() -> None:
@@ -66,16 +65,16 @@ def test_all_candidates_face_the_same_questions() -> None:
 def test_the_questions_are_of_families_that_were_not_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def synthesize(mix: LesionMix, images: Tensor, *_: object) -> MedMixOutput:
-        asked.extend(mix.families)
-        return MedMixOutput(images, torch.zeros_like(images[:, :1]), torch.ones(len(images)))
+    def synthesize(mix: LesionMixture, images: Tensor, *_: object) -> LesionOutput:
+        asked.extend(mix.names)
+        return LesionOutput(images, torch.zeros_like(images[:, :1]), torch.ones(len(images)))
 
-    monkeypatch.setattr(LesionMix, "synthesize", synthesize)
+    monkeypatch.setattr(LesionMixture, "synthesize", synthesize)
     Probe(smooth_images(2), smooth_images(2), Recipe(families=["medmix", "haze"]))
-    assert set(asked) == set(NAMES) - {"medmix", "haze"}
+    assert set(asked) == set(FAMILIES) - {"medmix", "haze"}
     asked.clear()
-    Probe(smooth_images(2), smooth_images(2), Recipe(families=list(NAMES)))
-    assert set(asked) == set(NAMES)
+    Probe(smooth_images(2), smooth_images(2), Recipe(families=list(FAMILIES)))
+    assert set(asked) == set(FAMILIES)
 
 
 def test_scoring_leaves_training_mode_and_weights_alone() -> None:
