@@ -52,6 +52,8 @@ class Parameters:
 
     def select(self, rows: Tensor) -> Self:
         """Return the lesions of the given rows (an index or a boolean mask of shape ``(N,)``)."""
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]  # once, not for every tensor
         return replace(self, **{each.name: getattr(self, each.name)[rows] for each in fields(self)})
 
     def of_image(self, index: int) -> Self:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+_DIRECTIONS = 64  # in which the extent of an outline is measured
 
 
 class Outline(Protocol):
@@ -34,8 +37,23 @@ class Outline(Protocol):
 
 
 def outline_extent(radius: Tensor, aspect: Tensor, harmonics: Tensor) -> Tensor:
-    """Return an upper bound of the distance from a lesion's centre to its outline, pixels, shape ``(N,)``."""
-    extent: Tensor = radius * aspect.sqrt() * (1 + harmonics.norm(dim=-1).sum(dim=-1))
+    """Return an upper bound of the distance from a lesion's centre to its outline, a few percent above it at most.
+
+    Args:
+        radius: Pixels, shape ``(N,)``.
+        aspect: Shape ``(N,)``.
+        harmonics: Shape ``(N, K, 2)``.
+
+    Returns:
+        Pixels, shape ``(N,)``.
+    """
+    order = torch.arange(2, harmonics.shape[1] + 2, device=radius.device)
+    step = 2 * math.pi / _DIRECTIONS
+    angle = order * torch.arange(_DIRECTIONS, device=radius.device)[:, None] * step
+    swing = (harmonics[:, None, :, 0] * angle.cos() - harmonics[:, None, :, 1] * angle.sin()).sum(dim=-1).amax(dim=1)
+    # Between two directions a wave rises above both by no more than its curvature allows.
+    swing = swing + (harmonics.norm(dim=-1) * (order * step / 2).square() / 2).sum(dim=-1)
+    extent: Tensor = radius * aspect.sqrt() * (1 + swing)
     return extent
 
 

@@ -177,7 +177,7 @@ class LesionMixture(Transform):  # type: ignore[misc]  # torchvision ships no ty
         counts = self._counts(len(images), counts, draw)
         canvas = self._canvas(images, counts.shape[1])
         _, painted = self._draw(canvas, counts.flatten(), draw)
-        image, mask = compose(images.repeat_interleave(canvas.copies, dim=0), painted)
+        image, mask = compose(images, painted, canvas.copies)
         return LesionOutput(image, mask, counts.flatten())
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ from anomalib_msacl.lesions import (
 )
 from anomalib_msacl.lesions.base import Rendered
 from anomalib_msacl.lesions.canvas import Canvas, reflected, span, window_sides
-from anomalib_msacl.lesions.geometry import blur_matrix, smooth_noise
+from anomalib_msacl.lesions.geometry import blur_matrix, outline_extent, smooth_noise
 from anomalib_msacl.lesions.randomness import Draw
 from tests.unit.lesions.pictures import binarised, dark, grey, seeded, smooth
 
@@ -306,3 +306,15 @@ def test_a_family_is_one_class(monkeypatch):
     lesions = mixture.draw(smooth(20), 2, seeded())
     assert set(lesions.family) == {"speck", "blob"}
     assert len(lesions.family) == len(lesions) == 40
+
+
+def test_the_extent_is_a_tight_bound_of_the_outline():
+    harmonics = 0.2 * torch.randn(500, 4, 2, generator=seeded())
+    radius, aspect = torch.full((500,), 10.0), torch.full((500,), 2.0)
+    angle = torch.linspace(-math.pi, math.pi, 5000)
+    order = torch.arange(2, 6)[:, None] * angle
+    boundary = 1 + harmonics[..., 0] @ order.cos() - harmonics[..., 1] @ order.sin()
+    true = boundary.amax(dim=1) * 10 * 2**0.5
+    extent = outline_extent(radius, aspect, harmonics)
+    assert (extent >= true - 1e-3).all()
+    assert (extent <= 1.05 * true).all()
