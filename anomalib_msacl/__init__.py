@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from anomalib_msacl.callback import MsaclPretraining
     from anomalib_msacl.detectors.msacl import Msacl
     from anomalib_msacl.errors import InputError
-    from anomalib_msacl.medmix import MedMix
+    from anomalib_msacl.lesions import LesionMixture, MedMix
     from anomalib_msacl.pretraining import Pretrained, pretrain
     from anomalib_msacl.recipe import Recipe
 
-__all__ = ["InputError", "MedMix", "Msacl", "MsaclPretraining", "Pretrained", "Recipe", "pretrain"]
+__all__ = ["InputError", "LesionMixture", "MedMix", "Msacl", "MsaclPretraining", "Pretrained", "Recipe", "pretrain"]
 __version__ = "0.2.0.dev0"
 
 _HOME = {
     "InputError": "errors",
-    "MedMix": "medmix",
+    "LesionMixture": "lesions",
+    "MedMix": "lesions",
     "Msacl": "detectors.msacl",
     "MsaclPretraining": "callback",
     "Pretrained": "pretraining",

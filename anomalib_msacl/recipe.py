@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.lesions import FAMILIES, Lesion, LesionMixture
 
 TERMS = ("centring", "contrastive", "augmentation", "position", "dense")
 Positives = Literal["class", "image"]
@@ -59,6 +60,7 @@ class LossRecipe:
         alpha: By how much pairs of one class are pushed apart less, at least 1; not known to us.
         positives: What counts as a positive in ``l_MSACL``: any sample of the ``class``, or another draw from the same
             ``image``.
+        position_images: Normal images of a batch whose patches ``l_pos`` tells apart, at most.
         projection: Dimension of ``f_theta``, at most 65536.
         rescale_centring: Divide ``l_ctr`` by the mean squared norm of the centres; without it the paper's learning
             rate diverges.
@@ -77,9 +79,10 @@ class LossRecipe:
     temperature: float = _positive(0.2)
     alpha: float = _at_least_one(2.0)
     positives: Positives = "class"
+    position_images: int = _at_least_one(2)
     projection: int = _within(1, 65536, 128)
     rescale_centring: bool = True
-    centre_images: int = _at_least_one(128)
+    centre_images: int = _at_least_one(64)
     dense_margin: float = _not_negative(0.5)
     dense_temperature: float = _positive(0.25)
     dense_queries: int = _at_least_one(256)
@@ -141,7 +144,7 @@ class WhiteningRecipe:
 
     std: float = _not_negative(0.1)
     saved_std: float | None = _positive(None)
-    images: int = _at_least_one(400)
+    images: int = _at_least_one(256)
     alone: bool = False
 
 
@@ -150,13 +153,41 @@ class LesionRecipe:
     """The synthetic lesions.
 
     Attributes:
-        families: Families of lesions to train with, ``medmix`` and those of :mod:`anomalib_msacl.families`. The others
-            are for choosing the weights.
-        medmix: Arguments of :class:`anomalib_msacl.MedMix` that differ from its defaults.
+        families: Families of lesions to train with: names of :data:`anomalib_msacl.lesions.FAMILIES`, or configured
+            ones, e.g. ``class_path: anomalib_msacl.lesions.Haze`` with ``init_args``. The other families are for
+            choosing the weights.
+        keep_on_foreground: Place lesions on tissue or object.
+        foreground_threshold: Intensity above which a pixel is tissue, in [0, 1].
+        visible: Change of intensity that is visible, in [0, 1]; a lesion that changes less is drawn again.
     """
 
-    families: list[str] = field(default_factory=lambda: ["medmix", "haze", "texture", "streak"])
-    medmix: dict[str, Any] = field(default_factory=dict)
+    families: list[str | Lesion] = field(  # type: ignore[type-arg]  # jsonargparse reads it
+        default_factory=lambda: ["medmix", "haze", "texture", "streak"]
+    )
+    keep_on_foreground: bool = True
+    foreground_threshold: float = _within(0, 1, 0.08)
+    visible: float = _within(0, 1, 0.02)
+
+    def mixture(self, families: Sequence[str | Lesion[Any]] | None = None) -> LesionMixture:
+        """Return what draws the lesions.
+
+        Args:
+            families: In place of those of the recipe.
+
+        Raises:
+            InputError: If a family does not exist.
+        """
+        return LesionMixture(
+            families or self.families,
+            keep_on_foreground=self.keep_on_foreground,
+            foreground_threshold=self.foreground_threshold,
+            visible=self.visible,
+        )
+
+    def others(self) -> list[str]:
+        """Return the names of the families that are not trained with; all of them where none is left."""
+        own = {each if isinstance(each, str) else each.name for each in self.families}
+        return [name for name in FAMILIES if name not in own] or list(FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -278,8 +309,13 @@ class Recipe:
         return values if isinstance(values, Recipe) else _from_plain(cls, values or {}, "recipe")
 
     def plain(self) -> dict[str, Any]:
-        """Return the recipe as plain data."""
-        return asdict(self)
+        """Return the recipe as plain data; a configured family of lesions is a mapping with its ``name``."""
+        families = [
+            each if isinstance(each, str) else {"name": each.name, **asdict(each)} for each in self.lesions.families
+        ]
+        plain = asdict(self)
+        plain["lesions"]["families"] = families
+        return plain
 
 
 def whitening_only(std: float = 0.1) -> Recipe:
@@ -308,7 +344,7 @@ RENAMED = {
     "evaluation_images": "choice.images",
     "deviation": "whitening.saved_std",
     "families": "lesions.families",
-    "medmix": "lesions.medmix",
+    "medmix": "lesions.families (with a configured Patch)",
     "optimizer": "optimizer.name",
     "whitening": "whitening.std",
 }
@@ -354,6 +390,24 @@ def _from_plain(cls: type[Settings], values: Mapping[str, Any], place: str) -> S
     for name, value in values.items():
         if name in nested and isinstance(value, Mapping):
             found[name] = _from_plain(nested[name], value, f"{place}.{name}")
+        elif name == "families":
+            found[name] = [_family(each, place) for each in value]
         else:
             found[name] = tuple(value) if hints[name] == tuple[float, float] else value
     return cls(**found)
+
+
+def _family(value: Any, place: str) -> str | Lesion[Any]:
+    """Return a family of lesions from plain data."""
+    if not isinstance(value, Mapping):
+        return value  # type: ignore[no-any-return]  # the mixture says what is wrong with it
+    settings = dict(value)
+    name = settings.pop("name", None)
+    if name not in FAMILIES:
+        raise InputError(f"{place}.families has {name!r}, but must have names of {', '.join(FAMILIES)}.")
+    try:
+        return FAMILIES[name](
+            **{key: tuple(item) if isinstance(item, list) else item for key, item in settings.items()}
+        )
+    except TypeError as error:
+        raise InputError(f"{place}.families: {name}: {error}; see the arguments of that family.") from error

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_msacl.backbone import Encoder
-from anomalib_msacl.families import LesionMix
+from anomalib_msacl.lesions import LesionMixture
 from anomalib_msacl.pretraining.lightning_model import warm_cosine
 from anomalib_msacl.pretraining.views import WeakView
 
@@ -39,7 +39,7 @@ def simclr(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
 
 def cutpaste(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
     """Tell images with a pasted rectangle from those without (Li et al. 2021)."""
-    head, view, lesions = nn.Linear(encoder.dim, 2).to(images.device), WeakView(**VIEW), LesionMix(["cutpaste"])
+    head, view, lesions = nn.Linear(encoder.dim, 2).to(images.device), WeakView(**VIEW), LesionMixture(["cutpaste"])
 
     def loss(batch: Tensor) -> Tensor:
         pasted = torch.arange(len(batch), device=batch.device) % 2

@@ -125,13 +125,17 @@ class Encoder(nn.Module):
         Returns:
             Maps of shape ``(B, C, h, w)``.
         """
+        return self.run((images - self.mean) / self.std, wanted)
+
+    def run(self, inputs: Tensor, wanted: list[int]) -> dict[int, Tensor]:
+        """Return feature maps of inputs that are normalised already; see :meth:`intermediates`."""
         transformer = is_transformer(self.backbone)
         options: dict[str, Any] = {"intermediates_only": True, "output_fmt": "NCHW", "stop_early": True}
         if transformer:
             options["norm"] = True
         with position_embeddings_without_antialiasing() if transformer else nullcontext():
-            normalised = ((images - self.mean) / self.std).contiguous(memory_format=self.memory_format)
-            maps = cast("Any", self.backbone).forward_intermediates(normalised, indices=wanted, **options)
+            inputs = inputs.contiguous(memory_format=self.memory_format)
+            maps = cast("Any", self.backbone).forward_intermediates(inputs, indices=wanted, **options)
         return dict(zip(wanted, maps, strict=True))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_msacl.backbone.encoder import Encoder, evaluating
+from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.moments import Moments
 from anomalib_msacl.backbone.streams import stream_of
 from anomalib_msacl.compat import BatchNorm
@@ -27,7 +28,7 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
 
     Args:
         encoder: Its backbone is changed in place.
-        before: The same architecture with the weights of before.
+        before: The same architecture with the weights of before, and the same frozen stages.
         batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``.
 
     Returns:
@@ -43,9 +44,11 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
         return None
     convolution, norm = entry
     moments = Moments()
+    frozen = FrozenStages(encoder)
     with evaluating(encoder), evaluating(before):
         for images in batches:
-            maps = [network.intermediates(images, [index])[index] for network in (encoder, before)]
+            features = frozen.features(encoder, images)
+            maps = [frozen.maps(network, features, [index])[index] for network in (encoder, before)]
             moments.add(torch.cat(maps, dim=1))
     number = encoder.stages[index]["num_chs"]
     covariance = moments.covariance

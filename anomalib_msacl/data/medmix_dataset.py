@@ -22,7 +22,7 @@ from torchvision.tv_tensors import Image, Mask
 from anomalib_msacl.data.samples import Column
 from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.medmix import MINIMUM_SIDE, MedMix
+from anomalib_msacl.lesions import MINIMUM_SIDE, MedMix
 
 _FORMAT = 1  # raise when files of an older format must not be reused
 _LARGEST_SIDE = 1024  # of the shorter side: larger images would fill the disk and are reduced by the model anyway

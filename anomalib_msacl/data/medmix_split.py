@@ -19,7 +19,7 @@ from anomalib_msacl.data.medmix_dataset import MedMixDataset
 from anomalib_msacl.data.samples import inspected_files, patients_of
 from anomalib_msacl.data.splits import split_by_patient
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.medmix import MedMix
+from anomalib_msacl.lesions import MedMix
 
 MEDMIX = "medmix"
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from anomalib_msacl.data.medmix_dataset import MedMixDataset
 from anomalib_msacl.data.medmix_split import hold_out_with_lesions
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.medmix import MedMix
+from anomalib_msacl.lesions import MedMix
 
 logger = logging.getLogger(__name__)
 

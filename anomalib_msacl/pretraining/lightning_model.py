@@ -58,11 +58,6 @@ class PretrainingModule(LightningModule):
         self.encoder, self.terms, self.synthesis, self.recipe = encoder, terms, synthesis, recipe
         self.images, self.consider = images, consider
         self._seen = 0
-        self._draws = torch.get_rng_state()
-
-    def on_train_start(self) -> None:
-        """Go on with the random numbers of the steps before: Lightning draws some when it looks at a loader."""
-        torch.set_rng_state(self._draws)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the terms of a batch."""

@@ -123,7 +123,6 @@ def pretrain(
         torch.manual_seed(recipe.seed)
         if recipe.max_steps or recipe.whitening.alone:
             run.to(trainer.strategy.root_device)
-            iter(images.loader)  # as Lightning does before it trains: the draws stay those of version 0.2.0.dev0
             run.ask(images, held_out)
             run.whiten(images)
             if not recipe.whitening.alone:
@@ -175,6 +174,7 @@ class Pretraining:
     def to(self, device: torch.device) -> None:
         """Move the networks to a device."""
         self.encoder.to(device)
+        self.encoder.use(torch.channels_last)  # convolutions are faster so
         self.terms.to(device)
 
     def ask(self, images: NormalImages, held_out: Images | None) -> None:
@@ -274,6 +274,7 @@ class Pretraining:
 
     def result(self) -> Pretrained:
         """Return what has come of it."""
+        self.encoder.use(torch.contiguous_format)
         return Pretrained(
             self.encoder,
             self._provenance,

@@ -16,7 +16,7 @@ from anomalib_msacl.backbone import Backbone, Encoder, Provenance
 from anomalib_msacl.backbone.checks import for_each_channel
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.medmix import MINIMUM_SIDE
+from anomalib_msacl.lesions import MINIMUM_SIDE
 from anomalib_msacl.pretraining.synthesis import Synthesis, SyntheticBatch
 from anomalib_msacl.pretraining.torch_model import MsaclTerms
 from anomalib_msacl.recipe import Recipe

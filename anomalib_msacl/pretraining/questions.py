@@ -13,8 +13,7 @@ from torch import Tensor
 
 from anomalib_msacl.backbone import Encoder
 from anomalib_msacl.backbone.encoder import evaluating
-from anomalib_msacl.families import NAMES, LesionMix
-from anomalib_msacl.medmix import MedMix
+from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.pretraining.losses import cells
 from anomalib_msacl.pretraining.patches import patch_features
 from anomalib_msacl.recipe import Recipe
@@ -23,8 +22,10 @@ logger = logging.getLogger(__name__)
 
 FEWEST = 5  # held-out images that a standard error can be told from
 _CHUNK = 32
-_BANK = 4096
-_ROWS = 8192  # patches compared with the bank at once
+_BANK_IMAGES = 32
+_BANK = 2048
+_ROWS = 1024  # patches compared with the bank at once: few enough for the cache of a processor
+_REMEMBERED = 256 << 20  # bytes of frozen features that are kept for the next candidate
 _LESIONS = 2  # copies of each held-out image with lesions
 _RESAMPLES = 200
 
@@ -85,34 +86,33 @@ class Questions:
     Args:
         bank: Normal training images in [0, 1], shape ``(N, 3, H, W)``.
         held_out: Other normal images, shape ``(M, 3, H, W)``.
-        recipe: Its families, MedMix settings and seed are used.
+        recipe: Its lesions and seed are used.
     """
 
     def __init__(self, bank: Tensor, held_out: Tensor, recipe: Recipe) -> None:
         generator = torch.Generator().manual_seed(recipe.seed)
         counts = torch.arange(_LESIONS * len(held_out)) % (recipe.classes - 1) + 1
-        unseen = [name for name in NAMES if name not in recipe.lesions.families] or recipe.lesions.families
         copies = held_out.repeat(_LESIONS, 1, 1, 1)
-        lesions = LesionMix(unseen, MedMix(**recipe.lesions.medmix)).synthesize(copies, counts, generator)
-        self.bank = bank
+        lesions = recipe.lesions.mixture(recipe.lesions.others()).synthesize(copies, counts, generator)
+        self.bank = bank[:_BANK_IMAGES]
         self.images = torch.cat([held_out, lesions.image])
         self.masks = torch.cat([torch.zeros_like(held_out[:, :1]), lesions.mask])
         self.labels = (torch.arange(len(self.images)) >= len(held_out)).long()
         self.order = torch.rand(1 << 20, generator=generator)
+        self._frozen: FrozenStages | None = None
+        self._remembered: tuple[str, list[Tensor]] = ("", [])
 
     @torch.no_grad()
     def score(self, encoder: Encoder, device: torch.device) -> Score:
         """Return the score of an encoder; its training mode is left as it was."""
         with evaluating(encoder):
-            maps = _patches(encoder, self.bank, device)
-            bank = maps.flatten(0, 2)
-            bank = bank[self.order[: len(bank)].argsort()[:_BANK].to(device)]
-            distances = [
-                torch.cdist(rows, bank).amin(dim=-1)
-                for chunk in torch.split(self.images, _CHUNK)
-                for rows in torch.split(_patches(encoder, chunk, device).flatten(0, 2), _ROWS)
-            ]
-        distance = torch.cat(distances).reshape(len(self.images), -1).cpu()
+            patches = self._patches(encoder, device)
+        number = len(self.bank)
+        bank = patches[:number].flatten(0, 2)
+        bank = bank[self.order[: len(bank)].argsort()[:_BANK].to(device)]
+        maps = patches[number:]
+        rows = torch.split(maps.flatten(0, 2), _ROWS)
+        distance = torch.cat([nearest(part, bank) for part in rows]).reshape(len(maps), -1).cpu()
         if not distance.isfinite().all():
             logger.warning("MSACL: the features are not finite any more; try a smaller optimizer.learning_rate.")
             return Score(0.0, 0.0)  # never the best
@@ -122,13 +122,43 @@ class Questions:
         pixel = roc_auc_score(lesions, distance.flatten()) if lesions.any() else 0.5
         return Score(_auroc(images, self.labels), float(pixel), images)
 
+    def _patches(self, encoder: Encoder, device: torch.device) -> Tensor:
+        """Return patch features of the bank's images and of all others, shape ``(N + M, h, w, C)``."""
+        self._frozen = self._frozen or FrozenStages(encoder)
+        fingerprint, remembered = self._frozen.fingerprint(encoder), self._remembered
+        known = remembered[1] if fingerprint and remembered[0] == fingerprint else []
+        parts, kept, size = [], [], 0
+        wanted = sorted(set(encoder.index))
+        for number, chunk in enumerate([*torch.split(self.bank, _CHUNK), *torch.split(self.images, _CHUNK)]):
+            if known:
+                features = known[number].to(device)
+            else:
+                features = self._frozen.features(encoder, chunk.to(device))
+                size += features.nbytes * (bool(fingerprint))
+                kept.append(features.cpu()) if size <= _REMEMBERED else kept.clear()
+            found = self._frozen.maps(encoder, features, wanted)
+            parts.append(patch_features([found[index] for index in encoder.index]))
+        if not known:
+            self._remembered = (fingerprint, kept) if fingerprint and size <= _REMEMBERED else ("", [])
+        return torch.cat(parts).movedim(1, -1)
+
 
 def _auroc(distances: Tensor, labels: Tensor) -> float:
     """Return the mean AUROC of several distances of the same images, shape ``(K, N)``."""
     return float(np.mean([roc_auc_score(labels, distance) for distance in distances]))
 
 
-def _patches(encoder: Encoder, images: Tensor, device: torch.device) -> Tensor:
-    """Return patch features, shape ``(N, h, w, C)``."""
-    chunks = torch.split(images, _CHUNK)
-    return torch.cat([patch_features(encoder(chunk.to(device), pooled=False)[0]) for chunk in chunks]).movedim(1, -1)
+def nearest(rows: Tensor, bank: Tensor) -> Tensor:
+    """Return the Euclidean distance of each row to the nearest of a bank.
+
+    Args:
+        rows: Shape ``(N, D)``.
+        bank: Shape ``(M, D)``.
+
+    Returns:
+        Shape ``(N,)``.
+    """
+    middle = bank.mean(dim=0)  # distances are differences of products: near the origin they keep more digits
+    rows, bank = rows - middle, bank - middle
+    squared = torch.addmm(bank.square().sum(dim=1), rows, bank.T, alpha=-2).amin(dim=1) + rows.square().sum(dim=1)
+    return squared.clamp_min(0).sqrt()

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anomalib_msacl.families import LesionMix
-from anomalib_msacl.medmix import MedMix
 from anomalib_msacl.pretraining.views import WeakView
 from anomalib_msacl.recipe import Recipe
 
@@ -42,7 +40,7 @@ class Synthesis:
     def __init__(self, recipe: Recipe) -> None:
         self.classes = recipe.classes
         self.view = WeakView.of(recipe.view)
-        self.lesions = LesionMix(recipe.lesions.families, MedMix(**recipe.lesions.medmix))
+        self.lesions = recipe.lesions.mixture()
 
     def __call__(self, images: Tensor, views: int = 1) -> SyntheticBatch:
         """Return every view of every image once with 0, 1, 2 ... lesions.
@@ -56,9 +54,9 @@ class Synthesis:
         """
         owners = torch.arange(len(images), device=images.device).repeat(views)
         weak = self.view(images.repeat(views, 1, 1, 1))
-        classes = torch.arange(self.classes, device=images.device).repeat(len(weak))
-        output = self.lesions.synthesize(weak.repeat_interleave(self.classes, dim=0), classes)
-        return SyntheticBatch(output.image, output.mask, classes, owners.repeat_interleave(self.classes))
+        counts = torch.arange(self.classes, device=images.device).expand(len(weak), self.classes)
+        output = self.lesions.synthesize(weak, counts)
+        return SyntheticBatch(output.image, output.mask, output.count, owners.repeat_interleave(self.classes))
 
     def with_lesions(self, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Return copies of images with 1, 2 ... lesions in turn, the same for the same seed.

@@ -84,7 +84,8 @@ class MsaclTerms(nn.Module):
         if loss.augmentation:
             values["augmentation"] = self.augmentation(pooled, batch.classes)
         if loss.position:
-            values["position"] = self._position(encoder, batch.images[batch.classes == 0])
+            normal = batch.images[batch.classes == 0]
+            values["position"] = self._position(encoder, normal[: loss.position_images])
         if loss.dense:
             values["dense"] = self._dense(maps, batch)
         return TermValues(values, maps, z)

@@ -1,72 +1,123 @@
-"""A picture of synthetic lesions on one's own normal images, to look at before anything is trained on them."""
+"""A contact sheet of synthetic lesions on images of your own, to look at before anything is trained on them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from anomalib.data.utils import read_image
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import resize, to_pil_image
-from torchvision.utils import make_grid
 
+from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.families import LesionMix
-from anomalib_msacl.medmix import MedMix
+from anomalib_msacl.lesions import LesionMixture, Lesions
+from anomalib_msacl.medical.kinds import is_image
+from anomalib_msacl.medical.reader import ImageReader
 from anomalib_msacl.recipe import Recipe
 
-_GREEN = (0.0, 1.0, 0.0)
+_OUTLINE = (0.0, 0.62, 0.45)  # a green that people with colour blindness tell from tissue
+_LABEL = 16  # pixels below a column
+_NORMAL = ("train/good", "train/normal", "train")  # where a set keeps its normal training images
 
 
 def lesion_sheet(
-    folders: Sequence[str | Path],
-    size: int = 128,
-    families: Sequence[str] | None = None,
-    foreground_threshold: float | None = None,
-    columns: int = 8,
-    seed: int = 0,
+    folder: str | Path, mixture: LesionMixture | None = None, size: int = 128, columns: int = 8, seed: int = 0
 ) -> Image.Image:
-    """Draw synthetic lesions on images of some folders.
+    """Draw synthetic lesions on images of a folder.
 
-    Two rows a folder: images with one, two and three lesions in turn, and the same with the outline of the masks in
-    green. The images are not chosen: they are spread evenly over the folder's pictures in the order of their names.
+    Three rows: the images as they are, with one, two and three lesions in turn, and the same with the outlines of the
+    masks. Below each column stand the families of its lesions. The images are spread evenly over the folder in the
+    order of their names.
 
     Args:
-        folders: Folders of normal pictures; files of other kinds are passed over.
-        size: Side of an image in pixels; lesions grow with it.
-        families: Lesion families; those of the default recipe if None.
-        foreground_threshold: As in :class:`~anomalib_msacl.MedMix`; its default if None.
-        columns: Images a row.
+        folder: A folder of normal images, DICOM and NIfTI files among them, or a set that has ``train/good``.
+        mixture: What draws the lesions; that of the default recipe if None.
+        size: Side of an image in pixels, at least 32; lesions grow with it.
+        columns: Images a row, at least 1.
         seed: Seed of the lesions.
 
     Returns:
         The picture, RGB.
 
     Raises:
-        InputError: If a folder is missing or has no pictures, or a family does not exist.
+        InputError: If the folder is missing, has no images or one that cannot be read, or a size is too small.
     """
-    medmix = MedMix() if foreground_threshold is None else MedMix(foreground_threshold=foreground_threshold)
-    lesions = LesionMix(list(families or Recipe().lesions.families), medmix)
-    generator = torch.Generator().manual_seed(seed)
-    rows = [_rows(Path(folder), size, columns, lesions, generator) for folder in folders]
-    picture: Image.Image = to_pil_image(make_grid(torch.cat(rows), nrow=columns).clamp(0, 1))
-    return picture
+    if columns < 1 or size < 32:
+        raise InputError(f"the sheet has columns {columns} and size {size}: set them to 1 and 32 at least.")
+    images = _read(Path(folder), size, columns)
+    mixture = mixture or Recipe().lesions.mixture()
+    counts = torch.arange(columns) % 3 + 1
+    lesions = mixture.draw(images, counts, torch.Generator().manual_seed(seed))
+    changed, masks = mixture.apply(images, lesions)
+    outline = masks + F.max_pool2d(-masks, 3, 1, 1) > 0
+    outlined = torch.where(outline, torch.tensor(_OUTLINE)[:, None, None], changed)
+    return _draw_sheet([images, changed, outlined], _labels(lesions, columns))
 
 
-def _rows(folder: Path, size: int, columns: int, lesions: LesionMix, generator: torch.Generator) -> Tensor:
-    """Return the two rows of a folder, shape ``(2 * columns, 3, size, size)``, with values in [0, 1]."""
+def write_lesion_sheet(folder: str | Path, out: str | Path, size: int = 128, seed: int = 0) -> Path:
+    """Draw a sheet and save it; the arguments are those of :func:`lesion_sheet`.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: As :func:`lesion_sheet`, and if the file cannot be written.
+    """
+    sheet, path = lesion_sheet(folder, size=size, seed=seed), Path(out)
+    try:
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {path} ({error}); name a .png or .jpg file in a folder that exists.") from error
+    return path
+
+
+def _read(folder: Path, size: int, number: int) -> Tensor:
+    """Return images of a folder in [0, 1], shape ``(number, 3, size, size)``."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; name one of pictures")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+        raise InputError(f"{folder} is no folder; name one of normal images.")
+    place = next((folder / name for name in _NORMAL if (folder / name).is_dir()), folder)
+    paths = sorted(path for path in place.iterdir() if path.is_file() and is_image(path, place))
     if not paths:
-        raise InputError(f"{folder} has no pictures; name a folder of some")
-    paths = [paths[index * len(paths) // columns] for index in range(columns)]
-    read = (torch.as_tensor(read_image(path, as_tensor=True)) for path in paths)
-    images = torch.stack([resize(image.as_subclass(Tensor), [size, size]) for image in read])
-    image, mask, _ = lesions.synthesize(images, torch.arange(columns) % 3 + 1, generator)
-    outline = mask + F.max_pool2d(-mask, 3, 1, 1) > 0
-    return torch.cat([image, torch.where(outline, torch.tensor(_GREEN)[:, None, None], image)])
+        raise InputError(f"{place} has no images; name a folder of normal images.")
+    chosen = [paths[index * len(paths) // number] for index in range(number)]
+    reader = ImageReader()
+    contents = [reader.inspect(str(path)) for path in dict.fromkeys(chosen)]
+    reader.fit(found for found in contents if not found.problem)
+    first = {found.path: found.frames[0] for found in contents if found.frames}
+    try:
+        read = [reader.read(path, first.get(str(path), 0)).as_subclass(Tensor) for path in chosen]
+    except UnreadableError as error:
+        broken = next((f"{found.path} {found.problem}" for found in contents if found.problem), f"a file {error}")
+        raise InputError(f"{broken}; replace or remove it.") from error
+    return torch.stack([resize(image, [size, size], antialias=True) for image in read])
+
+
+def _labels(lesions: Lesions, number: int) -> list[str]:
+    """Return the families of the lesions of each image, with how often they occur where it is more than once."""
+    found: list[Counter[str]] = [Counter() for _ in range(number)]
+    for name, image in zip(lesions.family, lesions.image.tolist(), strict=True):
+        found[image][name] += 1
+    return [", ".join(name if often == 1 else f"{often} {name}" for name, often in each.items()) for each in found]
+
+
+def _draw_sheet(rows: Sequence[Tensor], labels: Sequence[str]) -> Image.Image:
+    """Return rows of images with a label below each column."""
+    size, gap = rows[0].shape[-1], 2
+    width, height = len(labels) * (size + gap) + gap, len(rows) * (size + gap) + gap
+    sheet = Image.new("RGB", (width, height + 2 * _LABEL), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, label in enumerate(labels):
+        left = gap + column * (size + gap)
+        for line, row in enumerate(rows):
+            sheet.paste(to_pil_image(row[column].clamp(0, 1)), (left, gap + line * (size + gap)))
+        words, lines = label.split(", "), [""]
+        for word in words:
+            longer = f"{lines[-1]}, {word}" if lines[-1] else word
+            lines = [*lines[:-1], longer] if pen.textlength(longer) <= size else [*lines, word]
+        for line, text in enumerate(lines[:2]):
+            pen.text((left, height + line * (_LABEL - 3)), text, fill="black")
+    return sheet

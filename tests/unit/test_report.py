@@ -10,41 +10,75 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
 from anomalib_msacl import InputError
+from anomalib_msacl.cli import main
+from anomalib_msacl.lesions import LesionMixture
 from anomalib_msacl.report import lesion_sheet
+from tests.medical_files import tissue, write_dicom
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One grey picture, and a file that is none."""
+    """One grey image, and a file that is none."""
     folder = tmp_path / "normal"
     folder.mkdir()
     save_image(torch.full((3, 64, 64), 0.5), folder / "a.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
-def test_the_sheet_shows_changed_images_and_passes_over_other_files(folder: Path) -> None:
-    sheet = lesion_sheet([folder, folder], size=64, columns=3)
-    assert (sheet.mode, sheet.size) == ("RGB", (2 + 3 * 66, 2 + 4 * 66))
-    first, second, *_ = (pil_to_tensor(sheet)[:, 2:].float() / 255).split(66, dim=1)
-    assert (first[:, :64] - 0.5).abs().amax() > 0.05
-    green = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
-    assert (second == green).all(dim=0).any()
-    assert not (first == green).all(dim=0).any()
+def test_the_sheet_shows_originals_lesions_and_outlines(folder: Path) -> None:
+    sheet = lesion_sheet(folder, size=64, columns=3)
+    assert sheet.size == (2 + 3 * 66, 2 + 3 * 66 + 32)
+    pixels = pil_to_tensor(sheet).float() / 255
+    original, changed, outlined = (pixels[:, 2 + 66 * row : 66 + 66 * row, 2:66] for row in range(3))
+    assert torch.equal(original, torch.full_like(original, 128 / 255))
+    assert (changed - original).abs().amax() > 0.05
+    coloured = (outlined.amax(dim=0) - outlined.amin(dim=0)) > 0.3
+    assert coloured.any()
+    assert not ((changed.amax(dim=0) - changed.amin(dim=0)) > 0.3).any()
 
 
 def test_a_seed_gives_a_sheet(folder: Path) -> None:
-    sheets = [lesion_sheet([folder], size=64, seed=seed).tobytes() for seed in (0, 0, 1)]
+    sheets = [lesion_sheet(folder, size=64, seed=seed).tobytes() for seed in (0, 0, 1)]
     assert sheets[0] == sheets[1] != sheets[2]
 
 
-def test_families_can_be_chosen(folder: Path) -> None:
-    sheets = [lesion_sheet([folder], size=64, families=names).tobytes() for names in (["haze"], ["cutpaste"])]
+def test_lesions_can_be_chosen(folder: Path) -> None:
+    sheets = [lesion_sheet(folder, LesionMixture([name]), 64).tobytes() for name in ("haze", "cutpaste")]
     assert sheets[0] != sheets[1]
 
 
-@pytest.mark.parametrize(("name", "message"), [("missing", "is no folder"), ("empty", "has no pictures")])
-def test_a_folder_without_pictures_is_told(name: str, message: str, tmp_path: Path) -> None:
+def test_the_root_of_a_set_and_dicom_files_serve_too(tmp_path: Path, folder: Path) -> None:
+    root = tmp_path / "set"
+    (root / "train").mkdir(parents=True)
+    folder.rename(root / "train" / "good")
+    assert lesion_sheet(root, size=64).size[1] > 0
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for index in range(3):
+        write_dicom(scans / f"{index}.dcm", tissue(index), WindowCenter=1200, WindowWidth=800)
+    pixels = pil_to_tensor(lesion_sheet(scans, size=64, columns=3)).float()
+    assert pixels[:, 2:66, 2:66].std() > 1
+
+
+@pytest.mark.parametrize(("name", "message"), [("missing", "is no folder"), ("empty", "has no images")])
+def test_a_folder_without_images_is_told(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"{name} {message}"):
-        lesion_sheet([tmp_path / name])
+        lesion_sheet(tmp_path / name)
+
+
+def test_a_broken_image_is_told(folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"no image at all")
+    with pytest.raises(InputError, match=r"b\.png is not an image; replace or remove it"):
+        lesion_sheet(folder)
+
+
+def test_the_command_writes_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "sheet.png"
+    main(["lesions", str(folder), "--out", str(target), "--size", "64"])
+    assert capsys.readouterr().out.strip() == str(target)
+    assert target.is_file()
+    with pytest.raises(SystemExit):
+        main(["lesions", str(folder), "--out", str(tmp_path / "no" / "sheet.png")])
+    assert "cannot write" in capsys.readouterr().err

@@ -152,6 +152,7 @@ class Msacl(AnomalibModule):
     def on_train_start(self) -> None:
         """Whiten, then fix the centres before the first step, once; a checkpoint brings both along."""
         self._seen, self._chosen = self.global_step, False
+        self.run.to(self.device)
         self.run.ask(self._images, self._held_out)
         if self.global_step:  # a resumed run does not repeat the draws of the first
             torch.manual_seed(self.recipe.seed + self.global_step)
@@ -238,6 +239,7 @@ class Msacl(AnomalibModule):
         self._chosen = True
         self.run.choose()
         self.run.realign(self._images)
+        self.encoder.use(torch.contiguous_format)
         if not self.detector:
             return
         images = cast("Tensor", self._images.collect(_BANK_IMAGES))

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from anomalib_msacl.backbone import create_backbone
 from anomalib_msacl.backbone.encoder import Encoder
-from anomalib_msacl.families import NAMES, LesionMix
-from anomalib_msacl.medmix import MedMixOutput
-from anomalib_msacl.pretraining.questions import Questions, Score, standard_error
+from anomalib_msacl.lesions import FAMILIES, LesionMixture, LesionOutput
+from anomalib_msacl.pretraining.questions import Questions, Score, nearest, standard_error
 from tests.conftest import make_recipe
 
 
@@ -38,7 +37,7 @@ def smooth_images(number: int) -> Tensor:
 
 def questions() -> Questions:
     return Questions(
-        smooth_images(4), smooth_images(6), make_recipe(families=[name for name in NAMES if name != "blob"])
+        smooth_images(4), smooth_images(6), make_recipe(families=[name for name in FAMILIES if name != "blob"])
     )
 
 
@@ -68,16 +67,16 @@ def test_all_candidates_face_the_same_questions() -> None:
 def test_the_questions_are_of_families_that_were_not_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def synthesize(mix: LesionMix, images: Tensor, *_: object) -> MedMixOutput:
-        asked.extend(mix.families)
-        return MedMixOutput(images, torch.zeros_like(images[:, :1]), torch.ones(len(images)))
+    def synthesize(mix: LesionMixture, images: Tensor, *_: object) -> LesionOutput:
+        asked.extend(mix.names)
+        return LesionOutput(images, torch.zeros_like(images[:, :1]), torch.ones(len(images)))
 
-    monkeypatch.setattr(LesionMix, "synthesize", synthesize)
+    monkeypatch.setattr(LesionMixture, "synthesize", synthesize)
     Questions(smooth_images(2), smooth_images(2), make_recipe(families=["medmix", "haze"]))
-    assert set(asked) == set(NAMES) - {"medmix", "haze"}
+    assert set(asked) == set(FAMILIES) - {"medmix", "haze"}
     asked.clear()
-    Questions(smooth_images(2), smooth_images(2), make_recipe(families=list(NAMES)))
-    assert set(asked) == set(NAMES)
+    Questions(smooth_images(2), smooth_images(2), make_recipe(families=list(FAMILIES)))
+    assert set(asked) == set(FAMILIES)
 
 
 def test_scoring_leaves_training_mode_and_weights_alone() -> None:
@@ -122,3 +121,27 @@ def test_there_is_no_error_between_equals_nor_without_distances() -> None:
 def test_too_few_images_tell_nothing() -> None:
     one, other = scored(torch.tensor([0.1, 0.2]), torch.rand(4)), scored(torch.rand(2), torch.rand(4))
     assert standard_error(one, other) == float("inf")
+
+
+def test_frozen_features_are_remembered_for_the_next_candidate_and_no_longer() -> None:
+    network = Encoder(create_backbone("test_resnet", "random")[0], frozen_stride=4)
+    asked, device = questions(), torch.device("cpu")
+    ran: list[int] = []
+    network.backbone.layer1.register_forward_hook(lambda *_: ran.append(1))
+    first = asked.score(network, device)
+    number = len(ran)
+    again = asked.score(network, device)
+    assert torch.equal(first.distances, again.distances)
+    assert len(ran) == number
+    with torch.no_grad():
+        network.backbone.conv1[0].weight.mul_(1.5)
+    changed = asked.score(network, device)
+    assert len(ran) > number
+    fresh = questions().score(network, device)
+    assert torch.equal(changed.distances, fresh.distances)
+
+
+def test_the_distance_to_the_nearest_is_that_of_a_loop() -> None:
+    rows, bank = torch.randn(20, 5) + 100, torch.randn(30, 5) + 100
+    expected = [min(float((row - other).norm()) for other in bank) for row in rows]
+    assert nearest(rows, bank).tolist() == pytest.approx(expected, abs=1e-3)

@@ -1,0 +1,79 @@
+"""Frozen stages run once, the others after them: together they are the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anomalib_msacl.backbone import Encoder, create_backbone
+from anomalib_msacl.backbone.frozen import FrozenStages
+
+
+def encoder_of(name: str, stride: int = 4, layers: list[str] | None = None) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(create_backbone(name, "random")[0], layers, frozen_stride=stride).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("tf_efficientnet_lite0", "blocks.1"),
+        ("mobilenetv2_100", "blocks.1"),
+        ("resnet18", "layer1"),
+        ("convnext_atto", "stages.0"),
+        ("test_resnet", "layer1"),
+    ],
+)
+def test_both_halves_together_give_the_maps_of_the_whole(name: str, stage: str) -> None:
+    encoder, images = encoder_of(name), torch.rand(2, 3, 64, 64)
+    frozen = FrozenStages(encoder)
+    assert frozen.index is not None
+    assert encoder.stages[frozen.index]["module"] == stage
+    modules = dict(encoder.backbone.named_modules())
+    with torch.no_grad():
+        whole = encoder.intermediates(images, sorted(set(encoder.index)))
+        halves = frozen.maps(encoder, frozen.features(encoder, images), sorted(set(encoder.index)))
+    assert all(torch.equal(whole[index], halves[index]) for index in whole)
+    assert dict(encoder.backbone.named_modules()) == modules  # everything is back in its place
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "layers"),
+    [("tf_efficientnet_lite0", 0, None), ("test_vit", 4, None), ("tf_efficientnet_lite0", 4, ["blocks.0", "blocks.2"])],
+    ids=["nothing frozen", "transformer", "a layer in front"],
+)
+def test_what_cannot_be_split_runs_as_a_whole(name: str, stride: int, layers: list[str] | None) -> None:
+    encoder = encoder_of(name, stride, layers)
+    side = encoder.fixed_side or 64
+    images, wanted = torch.rand(1, 3, side, side), sorted(set(encoder.index))
+    frozen = FrozenStages(encoder)
+    assert frozen.index is None
+    assert frozen.fingerprint(encoder) == ""
+    with torch.no_grad():
+        whole = encoder.intermediates(images, wanted)
+        halves = frozen.maps(encoder, frozen.features(encoder, images), wanted)
+    assert all(torch.equal(whole[index], halves[index]) for index in wanted)
+
+
+def test_the_fingerprint_sees_frozen_weights_and_no_others() -> None:
+    encoder = encoder_of("tf_efficientnet_lite0")
+    frozen = FrozenStages(encoder)
+    before = frozen.fingerprint(encoder)
+    with torch.no_grad():
+        encoder.backbone.blocks[4][0].conv_pw.weight.add_(1)
+        assert frozen.fingerprint(encoder) == before
+        encoder.backbone.blocks[1][0].conv_pw.weight.add_(1)
+        assert frozen.fingerprint(encoder) != before
+
+
+def test_channels_last_changes_the_layout_and_not_the_values() -> None:
+    encoder, images = encoder_of("tf_efficientnet_lite0"), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = encoder(images)[0]
+        encoder.use(torch.channels_last)
+        assert encoder.backbone.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)
+        after = encoder(images)[0]
+        encoder.use(torch.contiguous_format)
+    assert encoder.backbone.conv_stem.weight.is_contiguous()
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
