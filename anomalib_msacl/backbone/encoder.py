@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from anomalib_msacl.compat import BatchNorm, position_embeddings_without_antialiasing
 from anomalib_msacl.errors import InputError
+
+if TYPE_CHECKING:
+    from anomalib_msacl.backbone.frozen import FrozenStages
 
 
 class Encoder(nn.Module):
@@ -27,6 +30,10 @@ class Encoder(nn.Module):
         std: Normalisation, one value a channel.
         frozen_stride: Stages up to this output stride are not trained; 0 trains all.
         train_batch_norm: Update BatchNorm statistics while training.
+
+    Attributes:
+        layers: Names of the layers.
+        frozen: The first stages, run on their own while they stay as they are; None runs everything as a whole.
 
     Raises:
         InputError: If the architecture gives no feature maps, or a layer does not exist.
@@ -52,6 +59,7 @@ class Encoder(nn.Module):
         self.layers = [names[index] for index in self.index]
         self.train_batch_norm = train_batch_norm
         self.memory_format = torch.contiguous_format
+        self.frozen: FrozenStages | None = None
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         for parameter in _frozen_parameters(backbone, self.stages, frozen_stride):
@@ -97,7 +105,7 @@ class Encoder(nn.Module):
                 mind. ``torch.contiguous_format`` is what files and exports expect.
         """
         self.memory_format = memory_format
-        self.backbone.to(memory_format=memory_format)  # type: ignore[call-overload]  # not in torch's stubs
+        self.backbone.to(memory_format=memory_format)
 
     def forward(self, images: Tensor, pooled: bool = True) -> tuple[list[Tensor], Tensor | None]:
         """Return the feature maps of the layers and the pooled features.
@@ -125,6 +133,8 @@ class Encoder(nn.Module):
         Returns:
             Maps of shape ``(B, C, h, w)``.
         """
+        if self.frozen is not None and self.frozen.index is not None and min(wanted) >= self.frozen.index:
+            return self.frozen.maps(self, self.frozen.features(images), wanted)
         return self.run((images - self.mean) / self.std, wanted)
 
     def run(self, inputs: Tensor, wanted: list[int]) -> dict[int, Tensor]:

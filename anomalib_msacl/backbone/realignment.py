@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from anomalib_msacl.backbone.encoder import Encoder, evaluating
-from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.moments import Moments
 from anomalib_msacl.backbone.streams import stream_of
 from anomalib_msacl.compat import BatchNorm
@@ -28,7 +27,7 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
 
     Args:
         encoder: Its backbone is changed in place.
-        before: The same architecture with the weights of before, and the same frozen stages.
+        before: The same architecture with the weights of before, and with the same frozen stages.
         batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``.
 
     Returns:
@@ -44,11 +43,9 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
         return None
     convolution, norm = entry
     moments = Moments()
-    frozen = FrozenStages(encoder)
     with evaluating(encoder), evaluating(before):
         for images in batches:
-            features = frozen.features(encoder, images)
-            maps = [frozen.maps(network, features, [index])[index] for network in (encoder, before)]
+            maps = [found[index] for found in _both(encoder, before, images, index)]
             moments.add(torch.cat(maps, dim=1))
     number = encoder.stages[index]["num_chs"]
     covariance = moments.covariance
@@ -65,6 +62,16 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
     # Of the convolution only the mean over all pixels moves, which BatchNorm takes off again.
     cast("Tensor", norm.running_mean).sub_((weight @ offset).to(norm.weight))
     return float(1 - left.trace() / old.trace().clamp_min(_TINY))
+
+
+def _both(encoder: Encoder, before: Encoder, images: Tensor, index: int) -> Iterator[dict[int, Tensor]]:
+    """Yield the feature map of a stage of both encoders; stages that are frozen run once."""
+    frozen = encoder.frozen
+    if frozen is None or frozen.index is None or index <= frozen.index:
+        yield from (network.intermediates(images, [index]) for network in (encoder, before))
+        return
+    features = frozen.features(images)
+    yield from (frozen.maps(network, features, [index]) for network in (encoder, before))
 
 
 def _entry(backbone: nn.Module, stage: str) -> tuple[nn.Conv2d, BatchNorm] | None:

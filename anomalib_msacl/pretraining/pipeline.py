@@ -22,6 +22,7 @@ from torch import Tensor
 from anomalib_msacl.backbone import Encoder, Provenance, realign, rescale, save_backbone, whiten
 from anomalib_msacl.backbone.card import CardFacts, model_card
 from anomalib_msacl.backbone.encoder import evaluating
+from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.tensors import StateDict, copy_of
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, step_name
 from anomalib_msacl.pretraining.images import NormalImages
@@ -126,6 +127,7 @@ def pretrain(
             run.ask(images, held_out)
             run.whiten(images)
             if not recipe.whitening.alone:
+                run.run_frozen_stages_apart()
                 run.fix_centres(images)
                 run.train(images, trainer)
             run.choose()
@@ -210,6 +212,10 @@ class Pretraining:
         self._start = copy_of(self.encoder.backbone)
         self._consider(WHITENED, self._start)
 
+    def run_frozen_stages_apart(self) -> None:
+        """Let the stages that are frozen run on their own, which is faster; they must not change from here on."""
+        self.encoder.frozen = FrozenStages(self.encoder)
+
     @torch.no_grad()
     def fix_centres(self, images: NormalImages) -> None:
         """Fix the class centres ``c_n = E f_theta0(a(x))``, once, if a term looks at them."""
@@ -256,6 +262,8 @@ class Pretraining:
         if self.choice.questions is not None and last not in self.choice.scores:  # stopped early
             self._consider(last, self._average())
         self.encoder.backbone.load_state_dict(self.choice.decide(last, self._average()))
+        if self.encoder.frozen is not None and not self.encoder.frozen.fits(self.encoder):
+            self.encoder.frozen = None  # it is the untouched backbone again
         if self.choice.kept == UNTOUCHED:
             self._provenance = self._initial
         logger.info("%s", self.choice.verdict())
@@ -274,6 +282,7 @@ class Pretraining:
 
     def result(self) -> Pretrained:
         """Return what has come of it."""
+        self.encoder.frozen = None
         self.encoder.use(torch.contiguous_format)
         return Pretrained(
             self.encoder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -99,8 +100,8 @@ class Questions:
         self.masks = torch.cat([torch.zeros_like(held_out[:, :1]), lesions.mask])
         self.labels = (torch.arange(len(self.images)) >= len(held_out)).long()
         self.order = torch.rand(1 << 20, generator=generator)
-        self._frozen: FrozenStages | None = None
-        self._remembered: tuple[str, list[Tensor]] = ("", [])
+        self._remembered: list[Tensor] = []
+        self._of: FrozenStages | None = None
 
     @torch.no_grad()
     def score(self, encoder: Encoder, device: torch.device) -> Score:
@@ -124,23 +125,30 @@ class Questions:
 
     def _patches(self, encoder: Encoder, device: torch.device) -> Tensor:
         """Return patch features of the bank's images and of all others, shape ``(N + M, h, w, C)``."""
-        self._frozen = self._frozen or FrozenStages(encoder)
-        fingerprint, remembered = self._frozen.fingerprint(encoder), self._remembered
-        known = remembered[1] if fingerprint and remembered[0] == fingerprint else []
-        parts, kept, size = [], [], 0
+        chunks = [*torch.split(self.bank, _CHUNK), *torch.split(self.images, _CHUNK)]
+        frozen = encoder.frozen
+        if frozen is None or frozen.index is None or min(encoder.index) < frozen.index:
+            parts = [patch_features(encoder(chunk.to(device), pooled=False)[0]) for chunk in chunks]
+            return torch.cat(parts).movedim(1, -1)
         wanted = sorted(set(encoder.index))
-        for number, chunk in enumerate([*torch.split(self.bank, _CHUNK), *torch.split(self.images, _CHUNK)]):
-            if known:
-                features = known[number].to(device)
-            else:
-                features = self._frozen.features(encoder, chunk.to(device))
-                size += features.nbytes * (bool(fingerprint))
-                kept.append(features.cpu()) if size <= _REMEMBERED else kept.clear()
-            found = self._frozen.maps(encoder, features, wanted)
+        parts = []
+        for features in self._features(frozen, chunks, device):
+            found = frozen.maps(encoder, features, wanted)
             parts.append(patch_features([found[index] for index in encoder.index]))
-        if not known:
-            self._remembered = (fingerprint, kept) if fingerprint and size <= _REMEMBERED else ("", [])
         return torch.cat(parts).movedim(1, -1)
+
+    def _features(self, frozen: FrozenStages, chunks: list[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """Yield the output of the frozen stages, which is remembered for the next candidate if it is not too much."""
+        if self._of is frozen and self._remembered:
+            yield from (features.to(device) for features in self._remembered)
+            return
+        kept, size = [], 0
+        for chunk in chunks:
+            features = frozen.features(chunk.to(device))
+            size += features.nbytes
+            kept = [*kept, features.cpu()] if size <= _REMEMBERED else []
+            yield features
+        self._of, self._remembered = frozen, kept
 
 
 def _auroc(distances: Tensor, labels: Tensor) -> float:

@@ -158,6 +158,7 @@ class Msacl(AnomalibModule):
             torch.manual_seed(self.recipe.seed + self.global_step)
         else:
             self.run.whiten(self._images)
+        self.run.run_frozen_stages_apart()
         self.run.fix_centres(self._images)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
@@ -239,7 +240,7 @@ class Msacl(AnomalibModule):
         self._chosen = True
         self.run.choose()
         self.run.realign(self._images)
-        self.encoder.use(torch.contiguous_format)
+        self.run.result()
         if not self.detector:
             return
         images = cast("Tensor", self._images.collect(_BANK_IMAGES))

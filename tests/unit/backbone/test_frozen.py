@@ -31,9 +31,11 @@ def test_both_halves_together_give_the_maps_of_the_whole(name: str, stage: str) 
     assert encoder.stages[frozen.index]["module"] == stage
     modules = dict(encoder.backbone.named_modules())
     with torch.no_grad():
-        whole = encoder.intermediates(images, sorted(set(encoder.index)))
-        halves = frozen.maps(encoder, frozen.features(encoder, images), sorted(set(encoder.index)))
-    assert all(torch.equal(whole[index], halves[index]) for index in whole)
+        whole, pooled = encoder(images)
+        encoder.frozen = frozen
+        halves, also = encoder(images)
+    for one, other in zip([*whole, pooled], [*halves, also], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
     assert dict(encoder.backbone.named_modules()) == modules  # everything is back in its place
 
 
@@ -48,22 +50,46 @@ def test_what_cannot_be_split_runs_as_a_whole(name: str, stride: int, layers: li
     images, wanted = torch.rand(1, 3, side, side), sorted(set(encoder.index))
     frozen = FrozenStages(encoder)
     assert frozen.index is None
-    assert frozen.fingerprint(encoder) == ""
+    assert not frozen.fits(encoder)
     with torch.no_grad():
         whole = encoder.intermediates(images, wanted)
-        halves = frozen.maps(encoder, frozen.features(encoder, images), wanted)
-    assert all(torch.equal(whole[index], halves[index]) for index in wanted)
+        encoder.frozen = frozen
+        same = encoder.intermediates(images, wanted)
+    assert all(torch.equal(whole[index], same[index]) for index in wanted)
 
 
-def test_the_fingerprint_sees_frozen_weights_and_no_others() -> None:
+def test_the_copy_fits_until_a_frozen_weight_changes() -> None:
     encoder = encoder_of("tf_efficientnet_lite0")
     frozen = FrozenStages(encoder)
-    before = frozen.fingerprint(encoder)
     with torch.no_grad():
         encoder.backbone.blocks[4][0].conv_pw.weight.add_(1)
-        assert frozen.fingerprint(encoder) == before
+        assert frozen.fits(encoder)
         encoder.backbone.blocks[1][0].conv_pw.weight.add_(1)
-        assert frozen.fingerprint(encoder) != before
+        assert not frozen.fits(encoder)
+
+
+def test_gradients_are_those_of_the_whole() -> None:
+    grads = []
+    images = torch.rand(2, 3, 64, 64)
+    for apart in (False, True):
+        encoder = encoder_of("tf_efficientnet_lite0").train()
+        encoder.frozen = FrozenStages(encoder) if apart else None
+        maps, pooled = encoder(images)
+        (sum(layer.square().mean() for layer in maps) + pooled.square().sum()).backward()
+        grads.append(
+            {name: parameter.grad for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+        )
+    assert grads[0].keys() == grads[1].keys()
+    for name, one in grads[0].items():
+        if one is not None:
+            torch.testing.assert_close(one, grads[1][name], rtol=1e-2, atol=1e-3 * float(one.abs().max()) + 1e-9)
+
+
+def test_the_copy_folds_batch_norm_and_holds_nothing_of_later_stages() -> None:
+    frozen = FrozenStages(encoder_of("tf_efficientnet_lite0"))
+    modules = list(frozen._encoder.backbone.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in modules)
+    assert not any(True for block in frozen._encoder.backbone.blocks[2:] for _ in block.parameters())
 
 
 def test_channels_last_changes_the_layout_and_not_the_values() -> None:
