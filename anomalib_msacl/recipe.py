@@ -60,7 +60,8 @@ class LossRecipe:
         alpha: By how much pairs of one class are pushed apart less, at least 1; not known to us.
         positives: What counts as a positive in ``l_MSACL``: any sample of the ``class``, or another draw from the same
             ``image``.
-        position_images: Normal images of a batch whose patches ``l_pos`` tells apart, at most.
+        position_images: Normal images whose patches ``l_pos`` tells apart in a step, at most; they are those of the
+            first of its batches.
         projection: Dimension of ``f_theta``, at most 65536.
         rescale_centring: Divide ``l_ctr`` by the mean squared norm of the centres; without it the paper's learning
             rate diverges.
@@ -79,7 +80,7 @@ class LossRecipe:
     temperature: float = _positive(0.2)
     alpha: float = _at_least_one(2.0)
     positives: Positives = "class"
-    position_images: int = _at_least_one(2)
+    position_images: int = _at_least_one(4)
     projection: int = _within(1, 65536, 128)
     rescale_centring: bool = True
     centre_images: int = _at_least_one(64)
@@ -144,7 +145,7 @@ class WhiteningRecipe:
 
     std: float = _not_negative(0.1)
     saved_std: float | None = _positive(None)
-    images: int = _at_least_one(256)
+    images: int = _at_least_one(200)
     alone: bool = False
 
 
@@ -242,7 +243,7 @@ class ChoiceRecipe:
         images: Held-out images used, at most; each is seen once as it is and twice with lesions.
     """
 
-    evaluations: int = _not_negative(4)
+    evaluations: int = _not_negative(2)
     held_out: float = _within(_TINY, 0.5, 0.2)
     images: int = _at_least_one(64)
 

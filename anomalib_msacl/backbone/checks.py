@@ -43,7 +43,7 @@ def made_for(own: Mapping[str, Any], place: str) -> tuple[tuple[str, ...], float
     Raises:
         InputError: If they are not names, and a number above 0 or nothing.
     """
-    layers, std = own.get("layers"), own.get("feature_std")
+    layers, std = own.get("layers"), own.get("feature_std", own.get("deviation"))  # as of 0.2.0.dev0
     names = isinstance(layers, list) and all(isinstance(name, str) for name in layers)
     if not names or not (std is None or (is_number(std) and std > 0)):
         raise InputError(

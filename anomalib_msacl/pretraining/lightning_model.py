@@ -98,8 +98,9 @@ def training_loss(module: LightningModule, images: Tensor, batch_idx: int) -> Te
     if batch_idx == 0 and module.global_step == 0:
         check_range(images)
     batch = trainable.synthesis(images, trainable.recipe.view.number)
-    found = trainable.terms(trainable.encoder, batch)
-    loss: Tensor = trainable.terms.total(found.values) if found.values else images.new_zeros(())
+    batches = max(1, trainable.trainer.accumulate_grad_batches)
+    found = trainable.terms(trainable.encoder, batch, position=batch_idx % batches == 0)
+    loss: Tensor = trainable.terms.total(found.values, batches) if found.values else images.new_zeros(())
     module.log_dict({f"train_{name}": value.detach() for name, value in found.values.items()})
     module.log("train_loss", loss.detach(), prog_bar=True)
     module.log("learning_rate", trainable.trainer.optimizers[0].param_groups[0]["lr"])

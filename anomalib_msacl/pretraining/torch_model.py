@@ -64,12 +64,13 @@ class MsaclTerms(nn.Module):
         """Return ``f_theta`` of images in [0, 1] of shape ``(B, 3, H, W)``: ``z`` of shape ``(B, projection)``."""
         return cast("Tensor", self.projection(encoder(images)[1]))
 
-    def forward(self, encoder: Encoder, batch: SyntheticBatch) -> TermValues:
+    def forward(self, encoder: Encoder, batch: SyntheticBatch, position: bool = True) -> TermValues:
         """Return the terms whose weight is not 0.
 
         Args:
             encoder: The backbone that is trained.
             batch: Images of all classes.
+            position: Whether ``l_pos``, which sends further images through the encoder, is among them.
         """
         loss = self.loss
         maps, pooled = encoder(batch.images, pooled=loss.uses_pooled_features)
@@ -83,16 +84,23 @@ class MsaclTerms(nn.Module):
                 values["contrastive"] = self.contrastive(z, batch.classes, self.centring.centres, batch.owners)
         if loss.augmentation:
             values["augmentation"] = self.augmentation(pooled, batch.classes)
-        if loss.position:
+        if loss.position and position:
             normal = batch.images[batch.classes == 0]
             values["position"] = self._position(encoder, normal[: loss.position_images])
         if loss.dense:
             values["dense"] = self._dense(maps, batch)
         return TermValues(values, maps, z)
 
-    def total(self, values: dict[str, Tensor]) -> Tensor:
-        """Return the weighted sum of terms."""
-        return torch.stack([getattr(self.loss, name) * value for name, value in values.items()]).sum()
+    def total(self, values: dict[str, Tensor], batches: int = 1) -> Tensor:
+        """Return the weighted sum of terms.
+
+        Args:
+            values: Terms by name.
+            batches: Batches of a step, of which only one has ``l_pos``: there it counts for all of them.
+        """
+        times = {"position": batches}
+        weighted = [getattr(self.loss, name) * times.get(name, 1) * value for name, value in values.items()]
+        return torch.stack(weighted).sum()
 
     def _position(self, encoder: Encoder, images: Tensor) -> Tensor:
         """Return ``l_pos`` of normal views."""

@@ -66,12 +66,13 @@ class WeakView(nn.Module):
                 raise InputError(f"WeakView: {name} is {value}, but is a probability, from 0 to 1.")
         self.crop = {"scale": (float(scale[0]), float(scale[1])), "ratio": (float(ratio[0]), float(ratio[1]))}
         try:
-            self.look = nn.Sequential(
-                K.RandomHorizontalFlip(p=flip),
-                K.ColorJiggle(brightness, contrast, saturation, hue, p=jitter),
-                K.RandomGrayscale(p=grey),
-                K.RandomGaussianBlur((3, 3), (0.3, 1.0), p=blur),
+            changes = (
+                (flip, K.RandomHorizontalFlip(p=flip)),
+                (jitter, K.ColorJiggle(brightness, contrast, saturation, hue, p=jitter)),
+                (grey, K.RandomGrayscale(p=grey)),
+                (blur, K.RandomGaussianBlur((3, 3), (0.3, 1.0), p=blur)),
             )
+            self.look = nn.Sequential(*(change for probability, change in changes if probability))
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"WeakView: a setting of the view is out of range ({error}); see its documentation."

@@ -55,6 +55,13 @@ def test_the_total_is_the_weighted_sum() -> None:
     assert float(build(dense=0.5, position=2.0)[1].total(values)) == 0.5 * 3 + 2 * 5
 
 
+def test_the_relative_position_of_one_batch_counts_for_all_batches_of_a_step() -> None:
+    encoder, terms = build(dense=0.5, position=2.0)
+    assert list(terms(encoder, batch(), position=False).values) == ["dense"]
+    values = {"dense": torch.tensor(3.0), "position": torch.tensor(5.0)}
+    assert float(terms.total(values, batches=3)) == 0.5 * 3 + 3 * 2 * 5
+
+
 def test_dense_alone_does_not_run_the_deepest_stage() -> None:
     for weights, runs in (({"dense": 1.0}, 0), ({"centring": 1.0}, 1)):
         encoder, terms = build(**weights)
