@@ -31,11 +31,13 @@ from anomalib_msacl.pretraining import Pretraining, Questions, pretrain
 from anomalib_msacl.pretraining.preparation import encoder_for
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.pretraining.torch_model import MsaclTerms
+from anomalib_msacl.pretraining.views import WeakView
 from anomalib_msacl.recipe import Recipe
 
 TRAINING, HELD_OUT = 320, 64
 PARTS: dict[str, tuple[Any, str]] = {
-    "views and lesions": (Synthesis, "__call__"),
+    "weak views": (WeakView, "forward"),
+    "lesions": (Synthesis, "__call__"),
     "patches of l_pos": (MsaclTerms, "_position"),
     "drawing of the questions": (Pretraining, "ask"),
     "whitening": (Pretraining, "whiten"),

@@ -164,7 +164,7 @@ def _folded(encoder: Encoder, image: Tensor, index: int) -> Encoder:
     modules = dict(encoder.backbone.named_modules())
     for convolution, norm in _pairs(encoder, modules, image, index):
         former: Any = modules[norm]
-        fused = fuse_conv_bn_eval(modules[convolution], former)  # type: ignore[type-var]
+        fused = fuse_conv_bn_eval(modules[convolution], former)
         rest = [part for part in (getattr(former, "drop", None), getattr(former, "act", None)) if part is not None]
         for name, module in ((convolution, fused), (norm, nn.Sequential(*rest))):
             parent, _, last = name.rpartition(".")

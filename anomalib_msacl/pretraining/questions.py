@@ -142,7 +142,8 @@ class Questions:
         if self._of is frozen and self._remembered:
             yield from (features.to(device) for features in self._remembered)
             return
-        kept, size = [], 0
+        kept: list[Tensor] = []
+        size = 0
         for chunk in chunks:
             features = frozen.features(chunk.to(device))
             size += features.nbytes

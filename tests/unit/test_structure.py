@@ -76,6 +76,15 @@ def test_what_the_package_imports_is_declared() -> None:
         assert found & declared, f"{path.name} imports {name}; add one of {sorted(found)} to pyproject.toml"
 
 
+def test_files_and_classes_stay_small_enough_to_read() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+                assert len(methods) <= 20, (path, node.name)
+    assert len((PACKAGE / "detectors/msacl/lightning_model.py").read_text().splitlines()) < 250
+
+
 @pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="needs hatchling to build a wheel")
 def test_the_wheel_carries_configurations_and_types(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from anomalib.data import ImageBatch
+from anomalib.models.components.base import AnomalibModule
 from torch import Tensor
+
+from anomalib_msacl.pretraining.images import NormalImages
+from anomalib_msacl.pretraining.preparation import apply_transform
 
 _OF_OTHER_IMAGES = ("image_path", "mask_path", "pred_score", "anomaly_map", "pred_label", "pred_mask", "explanation")
 
@@ -34,3 +41,16 @@ def with_held_out(images: Tensor, held_out: Tensor | None) -> tuple[Tensor, Tens
         return images, held_out
     number = min(max(4, len(images) // 5), len(images) // 2)
     return (images[number:], images[:number]) if number else (images, images)
+
+
+def training_images(module: AnomalibModule) -> NormalImages:
+    """Return the training images of a module's trainer, as its pre-processor brings them to the model."""
+    return NormalImages(module.trainer.train_dataloader or (), partial(apply_transform, module.pre_processor))
+
+
+def held_out_images(module: AnomalibModule) -> NormalImages | None:
+    """Return the normal images of the validation set, prepared as :func:`training_images`; None without such a set."""
+    data: Any = getattr(module.trainer, "datamodule", None)
+    if not hasattr(data, "val_data"):
+        return None
+    return NormalImages(data.val_dataloader(), partial(apply_transform, module.pre_processor))

@@ -19,13 +19,13 @@ from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.compat import is_attached, set_max_steps
-from anomalib_msacl.detectors.msacl.batches import fill, with_held_out
+from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, training_images, with_held_out
 from anomalib_msacl.detectors.msacl.checks import check_fit, check_image_size, refuse_normalize
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
-from anomalib_msacl.pretraining.images import NormalImages, normal_of
+from anomalib_msacl.pretraining.images import normal_of
 from anomalib_msacl.pretraining.lightning_model import clip_gradients, log_score, optimizer_of, training_loss
 from anomalib_msacl.pretraining.pipeline import Pretraining
-from anomalib_msacl.pretraining.preparation import apply_transform, check_trainable, encoder_for
+from anomalib_msacl.pretraining.preparation import check_trainable, encoder_for
 from anomalib_msacl.recipe import Recipe
 
 _BANK_IMAGES = 400
@@ -153,13 +153,14 @@ class Msacl(AnomalibModule):
         """Whiten, then fix the centres before the first step, once; a checkpoint brings both along."""
         self._seen, self._chosen = self.global_step, False
         self.run.to(self.device)
-        self.run.ask(self._images, self._held_out)
+        images = training_images(self)
+        self.run.ask(images, held_out_images(self))
         if self.global_step:  # a resumed run does not repeat the draws of the first
             torch.manual_seed(self.recipe.seed + self.global_step)
         else:
-            self.run.whiten(self._images)
+            self.run.whiten(images)
         self.run.run_frozen_stages_apart()
-        self.run.fix_centres(self._images)
+        self.run.fix_centres(images)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Synthesise the classes of a batch and return the weighted sum of the terms."""
@@ -218,34 +219,19 @@ class Msacl(AnomalibModule):
         if _STATE in checkpoint:
             self.run.load_state_dict(checkpoint[_STATE], goes_on=is_attached(self))
 
-    @property
-    def _images(self) -> NormalImages:
-        """The training images, prepared."""
-        return NormalImages(self.trainer.train_dataloader or (), self._prepare)
-
-    @property
-    def _held_out(self) -> NormalImages | None:
-        """The normal images of the validation set, prepared; None where there is no such set."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "val_data"):
-            return None
-        return NormalImages(data.val_dataloader(), self._prepare)
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        """Return images as the pre-processor brings them to the model."""
-        return apply_transform(self.pre_processor, images)
-
     def _finish(self) -> None:
         """Choose, realign, and fit the detector on the features that are kept."""
         self._chosen = True
         self.run.choose()
-        self.run.realign(self._images)
+        normal = training_images(self)
+        self.run.realign(normal)
         self.run.result()
         if not self.detector:
             return
-        images = cast("Tensor", self._images.collect(_BANK_IMAGES))
+        images = cast("Tensor", normal.collect(_BANK_IMAGES))
         self.model.lesion_head.fit(self.encoder, images, self.synthesis, self.recipe.batch_size)
-        held_out = self._held_out.collect(self.recipe.choice.images) if self._held_out else None
+        others = held_out_images(self)
+        held_out = others.collect(self.recipe.choice.images) if others else None
         self.model.fit_memory_bank(*with_held_out(images, held_out), self.recipe.seed)
 
     def _target(self) -> Path:
