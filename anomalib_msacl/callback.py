@@ -146,6 +146,7 @@ class MsaclPretraining(Callback):
         content = {
             "format": _FORMAT,
             "recipe": task.recipe.plain(),
+            "lesions of the choice": task.recipe.lesions.others(),
             "precision": _precision(precision),
             "images": sorted(digests.values()),
             "initial": digest(task.encoder.backbone.state_dict()),

@@ -82,8 +82,10 @@ class PretrainingModule(LightningModule):
         step = self.global_step
         if step == self._seen:  # gradients are accumulated: no new weights yet
             return
-        self._seen = step
-        log_score(self, self.consider(step, self.trainer.estimated_stepping_batches))
+        self._seen, total = step, self.trainer.estimated_stepping_batches
+        log_score(self, self.consider(step, total))
+        if step >= total:
+            self.trainer.should_stop = True  # else Lightning logs nothing of a last step between two intervals
 
 
 def training_loss(module: LightningModule, images: Tensor, batch_idx: int) -> Tensor:
