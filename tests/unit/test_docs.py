@@ -14,8 +14,9 @@ import torch
 import yaml
 
 from anomalib_msacl.lesions import FAMILIES, LesionMixture
-from anomalib_msacl.recipe import RENAMED, Recipe
+from anomalib_msacl.recipe import Recipe
 from tests.unit.lesions.pictures import seeded, smooth
+from tests.unit.test_structure import ORDER, PACKAGE, imported
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -152,12 +153,47 @@ def test_examples_in_python_compile_and_import_what_exists(path: Path) -> None:
                 assert all(name_exists(f"{node.module}.{alias.name}") for alias in node.names), node.module
 
 
-@pytest.mark.parametrize("path", [path for path in NOW if path.suffix == ".md"], ids=named)
-def test_no_old_name_is_set_on_the_command_line(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert "train_lesion_head" not in text
-    old = set(RENAMED) - {"whitening", "optimizer"}  # names of parts now
-    assert not {name for name in re.findall(r"`?recipe: \{(\w+):", text) if name in old}
+def test_the_arrows_of_the_architecture_are_the_imports() -> None:
+    arrows = next(block for block in blocks(ROOT / "docs" / "architecture.md", "text") if "->" in block)
+    told = {left.strip(): right.split() for left, _, right in (line.partition("->") for line in arrows.splitlines())}
+    ground = {"errors", "compat"}
+    assert set(told) == set(ORDER) - ground
+    for name, others in told.items():
+        files = [PACKAGE / f"{name}.py", *(PACKAGE / name).rglob("*.py")]
+        found = set().union(*(imported(path) for path in files if path.exists())) - ground - {name}
+        assert {other.strip(",") for other in others} == found, name
+
+
+def run(block: str, **changes: str) -> None:
+    """Run an example, some of its words exchanged for smaller ones."""
+    for old, new in changes.items():
+        assert old in block, old
+        block = block.replace(old, new)
+    exec(compile(block, "documentation", "exec", dont_inherit=True), {"__name__": __name__})
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {
+        "resnet18": "test_resnet",
+        "pre_trained=False": "pre_trained=False, n_features=20",
+        'weights="timm"': "weights='random', recipe={'max_steps': 1, 'batch_size': 4}",
+        'Phantom("brain")': "Phantom('brain', image_size=64, train_images=12, test_images=8)",
+        "Engine(": "Engine(accelerator='cpu', ",
+    }
+    (block,) = blocks(ROOT / "README.md", "python")
+    run(block, **small)
+    assert list(tmp_path.glob("results/msacl/test_resnet-*/model.safetensors"))
+
+
+def test_the_examples_of_the_other_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / "docs" / "lesions.md", "python"):
+        run(block)
+    pushed, pretrained = blocks(ROOT / "docs" / "howto.md", "python")
+    assert "push_backbone" in pushed  # needs a hub
+    run(pretrained)
+    assert (tmp_path / "backbone" / "model.safetensors").is_file()
 
 
 def test_the_family_of_lesions_in_contributing_works() -> None:
@@ -165,7 +201,7 @@ def test_the_family_of_lesions_in_contributing_works() -> None:
     assert len(block.splitlines()) <= 30
     before = dict(FAMILIES)
     try:
-        exec(compile(block, "CONTRIBUTING.md", "exec"), {"__name__": __name__})
+        run(block)
         images = smooth(4)
         output = LesionMixture(["hole"]).synthesize(images, torch.tensor([0, 1, 2, 3]), seeded())
     finally:
