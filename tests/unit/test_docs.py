@@ -1,0 +1,218 @@
+"""What the documentation says exists: links, settings, names, files; and its examples run."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from anomalib_msacl.lesions import FAMILIES, LesionMixture
+from anomalib_msacl.recipe import Recipe
+from tests.unit.lesions.pictures import seeded, smooth
+from tests.unit.test_structure import ORDER, PACKAGE, imported
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), ROOT / "benchmarks" / "compare.yaml"])
+NOW = [path for path in [*PAGES, *CONFIGS] if path.name != "CHANGELOG.md"]  # which also tells names of the past
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Return the code blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def recipes(value: Any) -> list[Any]:
+    """Return what stands under ``recipe`` anywhere in plain data."""
+    if isinstance(value, list):
+        return [found for each in value for found in recipes(each)]
+    if not isinstance(value, dict):
+        return []
+    own = [value["recipe"]] if isinstance(value.get("recipe"), dict) else []
+    return own + [found for each in value.values() for found in recipes(each)]
+
+
+def setting_exists(words: list[str]) -> bool:
+    """Whether a dotted setting of the recipe exists."""
+    value: Any = Recipe()
+    for word in words:
+        if not hasattr(value, "__dataclass_fields__") or word not in value.__dataclass_fields__:
+            return False
+        value = getattr(value, word)
+    return True
+
+
+def name_exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    words = name.split(".")
+    for number in range(len(words), 0, -1):
+        try:
+            value: Any = importlib.import_module(".".join(words[:number]))
+        except ModuleNotFoundError:
+            continue
+        for word in words[number:]:
+            if not hasattr(value, word):
+                return False
+            value = getattr(value, word)
+        return True
+    return False
+
+
+def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    first = blocks(ROOT / "README.md", "bash")[0].splitlines()
+    assert [" ".join(line.split()[:2]) for line in first] == ["make demo", "make test"]
+
+
+def test_the_page_of_the_recipe_is_up_to_date() -> None:
+    specification = importlib.util.spec_from_file_location("recipe_table", ROOT / "scripts" / "recipe_table.py")
+    assert specification is not None
+    assert specification.loader is not None
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    found = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert found == script.page(), "run: python scripts/recipe_table.py > docs/recipe.md"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        place, _, anchor = link.partition("#")
+        target = (path.parent / place).resolve() if place else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("path", NOW, ids=named)
+def test_settings_of_the_recipe_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for found in re.findall(r"(?<![\w./])(?:[\w.]+\.)?recipe\.([a-z_]+(?:\.[a-z_]+)*)", text):
+        words = found.split(".")
+        assert words[0] in {"py", "md"} or setting_exists(words), f"recipe.{found}"
+
+
+@pytest.mark.parametrize("path", NOW, ids=named)
+def test_recipes_in_yaml_can_be_read(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        found = recipes(yaml.safe_load(text))
+    else:
+        found = [each for block in blocks(path, "yaml") for each in recipes(yaml.safe_load(block))]
+        found += [each for line in re.findall(r"`(recipe: \{.*?\})`", text) for each in recipes(yaml.safe_load(line))]
+        parts = "|".join(name for name, kind in vars(Recipe()).items() if hasattr(kind, "__dataclass_fields__"))
+        found += [yaml.safe_load(line) for line in re.findall(rf"`((?:{parts}): \{{.*?\}})`", text)]
+    for each in found:
+        families = (each.get("lesions") or {}).get("families", [])
+        known = [name for name in families if isinstance(name, str) and name in FAMILIES]
+        if families:
+            each["lesions"]["families"] = known or ["medmix"]  # configured ones are for jsonargparse
+        Recipe.of(each)
+
+
+@pytest.mark.parametrize("path", NOW, ids=named)
+def test_names_of_the_package_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w/.-])anomalib_msacl(?:\.\w+)+", text):
+        assert name_exists(name), name
+
+
+@pytest.mark.parametrize("path", NOW, ids=named)
+def test_files_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w/])(?:benchmarks|configs|docs|scripts|tests)/[\w/]+\.(?:py|yaml|md)", text):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_examples_in_python_compile_and_import_what_exists(path: Path) -> None:
+    for block in blocks(path, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "anomalib_msacl":
+                assert all(name_exists(f"{node.module}.{alias.name}") for alias in node.names), node.module
+
+
+def test_the_arrows_of_the_architecture_are_the_imports() -> None:
+    arrows = next(block for block in blocks(ROOT / "docs" / "architecture.md", "text") if "->" in block)
+    told = {left.strip(): right.split() for left, _, right in (line.partition("->") for line in arrows.splitlines())}
+    ground = {"errors", "compat"}
+    assert set(told) == set(ORDER) - ground
+    for name, others in told.items():
+        files = [path for path in (PACKAGE / f"{name}.py", *(PACKAGE / name).rglob("*.py")) if path.exists()]
+        found = {each for path in files for each in imported(path)}
+        found |= {
+            each for path in files for each in re.findall(r"^ *import anomalib_msacl\.(\w+)", path.read_text(), re.M)
+        }
+        found -= ground | {name}
+        assert {other.strip(",") for other in others} == found, name
+
+
+def run(block: str, **changes: str) -> None:
+    """Run an example, some of its words exchanged for smaller ones."""
+    for old, new in changes.items():
+        assert old in block, old
+        block = block.replace(old, new)
+    exec(compile(block, "documentation", "exec", dont_inherit=True), {"__name__": __name__})
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {
+        "resnet18": "test_resnet",
+        "pre_trained=False": "pre_trained=False, n_features=20",
+        'weights="timm"': "weights='random', recipe={'max_steps': 1, 'batch_size': 4}",
+        'Phantom("brain")': "Phantom('brain', image_size=64, train_images=12, test_images=8)",
+        "Engine(": "Engine(accelerator='cpu', ",
+    }
+    (block,) = blocks(ROOT / "README.md", "python")
+    run(block, **small)
+    assert list(tmp_path.glob("results/msacl/test_resnet-*/model.safetensors"))
+
+
+def test_the_examples_of_the_other_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / "docs" / "lesions.md", "python"):
+        run(block)
+    pushed, pretrained = blocks(ROOT / "docs" / "howto.md", "python")
+    assert "push_backbone" in pushed  # needs a hub
+    run(pretrained)
+    assert (tmp_path / "backbone" / "model.safetensors").is_file()
+
+
+def test_the_family_of_lesions_in_contributing_works() -> None:
+    (block,) = blocks(ROOT / "CONTRIBUTING.md", "python")
+    assert len(block.splitlines()) <= 30
+    before = dict(FAMILIES)
+    try:
+        run(block)
+        images = smooth(4)
+        output = LesionMixture(["hole"]).synthesize(images, torch.tensor([0, 1, 2, 3]), seeded())
+    finally:
+        FAMILIES.clear()
+        FAMILIES.update(before)
+    assert output.count.tolist() == [0, 1, 2, 3]
+    inside = output.mask.expand_as(images) > 0
+    assert inside.flatten(1).any(dim=1).tolist() == [False, True, True, True]
+    assert output.image[inside].mean() < images[inside].mean()
+    assert torch.equal(output.image[~inside], images[~inside])
