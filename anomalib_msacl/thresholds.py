@@ -579,8 +579,8 @@ def _check_post_processor(pl_module: LightningModule) -> None:
     post = getattr(pl_module, "post_processor", None)
     if not isinstance(post, PostProcessor) or isinstance(post, MEBinPostProcessor):
         raise InputError(
-            f"NormalsThreshold sets the thresholds of anomalib's PostProcessor, but the model has {type(post).__name__}, "
-            "which has no such threshold: leave post_processor at its default"
+            f"NormalsThreshold sets the thresholds of anomalib's PostProcessor, but the model has "
+            f"{type(post).__name__}, which has no such thresholds: leave post_processor at its default"
         )
     wanted = {"image_sensitivity": 0.5, "pixel_sensitivity": 0.5}
     wanted |= {"enable_normalization": True, "enable_thresholding": True}  # without the first, 0.5 is the threshold

@@ -1,0 +1,461 @@
+"""Thresholds from normal images: ranks against plain loops and simulation, and a callback that nothing gets past."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anomalib.data import Folder, ImageBatch
+from anomalib.metrics import AUROC, Evaluator
+from anomalib.models import Fastflow, Padim
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from lightning.pytorch.callbacks import ModelCheckpoint
+from scipy.stats import binom
+from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
+
+from anomalib_msacl import InputError, MsaclPretraining, NormalsThreshold
+from anomalib_msacl.data import CheckedFolder, MedicalFolder, MedMixValidation
+from anomalib_msacl.thresholds import conformal_rank, hold_out, images_needed, shift
+from tests.conftest import TINY, make_recipe, phantom
+
+RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
+PROMISE = {"specificity": 0.8, "ratio": 0.4}  # 8 of 20 images
+
+
+# ---------------------------------------------------------------------------------------------------------- ranks
+
+
+def rank_by_loop(n: int, percent: int) -> int | None:
+    """Smallest k with k >= (n + 1)(1 - alpha), in whole numbers."""
+    for k in range(1, n + 1):
+        if 100 * k >= (n + 1) * (100 - percent):
+            return k
+    return None
+
+
+def sure_rank_by_loop(n: int, alpha: float, confidence: float) -> int | None:
+    """Smallest k for which at most k - 1 of n scores lie below the true quantile, with that probability."""
+    below = 0.0
+    for k in range(1, n + 1):
+        below += math.comb(n, k - 1) * (1 - alpha) ** (k - 1) * alpha ** (n - k + 1)
+        if below >= confidence:
+            return k
+    return None
+
+
+@pytest.mark.parametrize("alpha", RATES)
+@pytest.mark.parametrize("n", [1, 2, 9, 10, 19, 20, 39, 58, 59, 99, 100, 199, 200])
+def test_ranks_are_those_of_plain_loops(n, alpha):
+    assert expected_or_refused(n, alpha) == rank_by_loop(n, round(100 * alpha))
+    assert expected_or_refused(n, 1 - (1 - alpha)) == rank_by_loop(n, round(100 * alpha))  # as a specificity gives it
+    for confidence in (0.55, 0.9, 0.95):
+        assert expected_or_refused(n, alpha, confidence) == sure_rank_by_loop(n, alpha, confidence)
+
+
+def expected_or_refused(n, alpha, confidence=None):
+    try:
+        return conformal_rank(n, alpha, confidence)
+    except InputError as error:
+        assert f"{images_needed(alpha, confidence)} are needed" in str(error)
+        return None
+
+
+@pytest.mark.parametrize("confidence", [None, 0.5, 0.8, 0.95, 0.99])
+@pytest.mark.parametrize("alpha", RATES)
+def test_one_image_fewer_than_needed_is_too_few(alpha, confidence):
+    needed = images_needed(alpha, confidence)
+    assert conformal_rank(needed, alpha, confidence) == needed
+    if needed > 1:
+        with pytest.raises(InputError, match=f"{needed} are needed, so hold out more"):
+            conformal_rank(needed - 1, alpha, confidence)
+
+
+def test_known_numbers():
+    assert images_needed(0.05, 0.95) == 59
+    assert images_needed(0.05) == 19
+    assert images_needed(0.01) == 99
+    assert images_needed(0.01, 0.95) == 299
+    assert images_needed(0.1, 0.9) == 22
+    assert conformal_rank(59, 0.05, 0.95) == 59
+    assert conformal_rank(9, 1 - 0.9) == 9
+    assert conformal_rank(99, 1 - 0.9) == 90
+
+
+@pytest.mark.parametrize("alpha", RATES)
+@pytest.mark.parametrize("confidence", [0.6, 0.95])
+def test_the_confidence_is_that_of_the_binomial_distribution(alpha, confidence):
+    for n in (images_needed(alpha, confidence), 400, 1001):
+        rank = conformal_rank(n, alpha, confidence)
+        assert binom.cdf(rank - 1, n, 1 - alpha) >= confidence > binom.cdf(rank - 2, n, 1 - alpha)
+
+
+@pytest.mark.parametrize("values", [(0.0,), (1.0,), (-0.1,), (1.5,), (0.1, 0.0), (0.1, 1.0), (1e-9,)])
+def test_rates_out_of_range_are_refused(values):
+    with pytest.raises(InputError, match="set it"):
+        images_needed(*values)
+    with pytest.raises(InputError, match="set it"):
+        conformal_rank(100, *values)
+
+
+def false_positives(rank: int, n: int, draws: int, levels: int | None = None) -> np.ndarray:
+    """True rate of false positives of each draw of n scores; with levels, scores have so many distinct values."""
+    scores = np.random.default_rng(0).random((draws, n))
+    if levels:
+        scores = np.floor(scores * levels) / levels
+    threshold = np.sort(scores, axis=1)[:, rank - 1]
+    if levels:
+        return 1 - (threshold + 1 / levels)  # of values above that of the threshold
+    return 1 - threshold
+
+
+@pytest.mark.parametrize("levels", [None, 30])
+@pytest.mark.parametrize(("n", "alpha"), [(19, 0.05), (30, 0.05), (50, 0.1), (9, 0.25)])
+def test_the_mean_rate_of_false_positives_is_within_the_promise(n, alpha, levels):
+    rank = conformal_rank(n, alpha)
+    rates = false_positives(rank, n, 20000, levels)
+    error = 4 * rates.std() / math.sqrt(len(rates))
+    assert rates.mean() <= alpha + error
+    if levels is None:
+        assert rates.mean() == pytest.approx(1 - rank / (n + 1), abs=error)  # no more careful than it must be
+        assert rates.mean() > alpha - 1 / (n + 1)
+
+
+@pytest.mark.parametrize("levels", [None, 30])
+@pytest.mark.parametrize(("n", "alpha", "confidence"), [(59, 0.05, 0.95), (100, 0.05, 0.8), (40, 0.1, 0.9)])
+def test_the_share_of_draws_that_hold_is_within_the_promise(n, alpha, confidence, levels):
+    held = (false_positives(conformal_rank(n, alpha, confidence), n, 20000, levels) <= alpha + 1e-12).mean()
+    assert held >= confidence - 4 * math.sqrt(confidence * (1 - confidence) / 20000)
+    if levels is None:
+        below = (false_positives(conformal_rank(n, alpha, confidence) - 1, n, 20000) <= alpha).mean()
+        assert below < confidence
+
+
+def test_an_image_is_called_abnormal_where_its_conformal_p_value_is_small():
+    """The other way to say it: p = (1 + number of scores that are as high) / (n + 1), in a plain loop."""
+    generator = np.random.default_rng(1)
+    for n in (19, 25, 60):
+        scores, new = generator.normal(size=n), generator.normal(size=200)
+        for alpha in (0.05, 0.1, 0.25):
+            threshold = np.sort(scores)[conformal_rank(n, alpha) - 1]
+            for value in new:
+                p_value = (1 + sum(score >= value for score in scores)) / (n + 1)
+                assert (value > threshold) == (p_value <= alpha + 1e-12)
+
+
+def test_shift_sees_another_distribution_and_only_that():
+    generator = np.random.default_rng(0)
+    normal = generator.normal(size=100)
+    same, higher, lower = (shift(normal, generator.normal(move, size=80)) for move in (0, 1, -1))
+    assert same.p_value > 0.01
+    assert higher.p_value < 1e-4
+    assert higher.higher
+    assert lower.p_value < 1e-4
+    assert not lower.higher
+    assert (higher.calibration, higher.incoming) == (100, 80)
+    chance = [shift(generator.normal(size=40), generator.normal(size=40)).p_value for _ in range(500)]
+    assert np.mean(np.array(chance) < 0.05) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 500)
+    for wrong in ([], [float("nan")]):
+        with pytest.raises(InputError, match="cannot be compared"):
+            shift(normal, wrong)
+
+
+# ------------------------------------------------------------------------------------------------- the callback
+
+
+@pytest.fixture
+def make_padim():
+    def build(**changes):
+        torch.manual_seed(1)
+        transform = Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])
+        defaults = {"backbone": "test_resnet", "layers": ["layer2", "layer3"], "pre_trained": False, "n_features": 20}
+        defaults |= {"pre_processor": PreProcessor(transform=transform), "visualizer": False}
+        return Padim(**{**defaults, **changes})
+
+    return build
+
+
+def paths(dataset):
+    return set(dataset.samples["image_path"])
+
+
+class Watch(NormalsThreshold):
+    """Remembers which images anybody looked at, and the raw scores of test images."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.trained, self.validated, self.tested = set(), set(), {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self.trained |= set(batch.image_path)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.validated |= set(batch.image_path)
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self.tested |= dict(zip(outputs.image_path, outputs.pred_score.flatten().tolist(), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["none", "from_test", "from_train", "same_as_test", "synthetic", "medmix"])
+@pytest.mark.parametrize("kind", ["padim", "patchcore"])
+def test_thresholds_come_from_images_that_nothing_else_has_seen(
+    phantom_root, make_padim, make_patchcore, make_engine, mode, kind
+):
+    if kind == "patchcore" and mode in {"from_train", "synthetic"}:
+        pytest.skip("as with padim")
+    model = make_padim() if kind == "padim" else make_patchcore()
+    data = phantom(phantom_root, val_split_mode=mode, val_split_ratio=0.3, seed=0)
+    callback = Watch(**PROMISE)
+    engine = make_engine(callbacks=[callback])
+    engine.train(model, datamodule=data)
+    held_out = callback._held_out
+    chosen = paths(held_out.images)
+    assert len(chosen) == held_out.number == len(callback.calibration["image"])
+    assert len(chosen) == round(0.4 * (14 if mode in {"from_train", "synthetic", "medmix"} else 20))
+    assert callback.trained == paths(data.train_data)
+    assert not chosen & (callback.trained | callback.validated | paths(data.test_data))
+    rank = conformal_rank(len(chosen), 0.2)
+    post = model.post_processor
+    assert float(post.image_threshold) == callback.calibration["image"][rank - 1]
+    assert float(post.pixel_threshold) == callback.calibration["pixel"][rank - 1]
+    assert callback.calibration["image"] == sorted(callback.calibration["image"])
+    checkpoint = torch.load(engine.trainer.checkpoint_callback.best_model_path, weights_only=True)
+    for name, value in post.state_dict(prefix="post_processor.").items():
+        assert torch.equal(checkpoint["state_dict"][name], value), name
+    # Labels say what raw scores say, and the normalised score of the threshold is a half.
+    predictions = engine.predict(model, datamodule=data)
+    for batch in predictions:
+        for path, label, score in zip(batch.image_path, batch.pred_label, batch.pred_score, strict=True):
+            raw = callback.tested[path]
+            assert bool(label) == (raw > float(post.image_threshold)) == (float(score) > 0.5)
+            assert 0 < float(score) < 1
+        assert torch.equal(batch.pred_mask.flatten(1).any(1), (batch.anomaly_map > 0.5).flatten(1).any(1))
+    # The scores are those that `predict` gives to the same images.
+    loader = torch.utils.data.DataLoader(held_out.images, batch_size=3, collate_fn=held_out.images.collate_fn)
+    again = torch.cat([batch.pred_score.flatten() for batch in engine.predict(model, dataloaders=loader)])
+    assert int((again > 0.5).sum()) == len(chosen) - rank  # ties apart, which these scores have none of
+    assert not torch.isclose(again, torch.tensor(0.5)).sum() > 1
+    masks = torch.cat([batch.pred_mask.flatten(1).any(1) for batch in engine.predict(model, dataloaders=loader)])
+    assert int(masks.sum()) == len(chosen) - rank
+
+
+def test_the_order_of_callbacks_does_not_matter(phantom_root, make_padim, make_engine, tmp_path):
+    recipe = make_recipe(**{**TINY, "evaluations": 1})
+    found = []
+    for order in (1, -1):
+        data, model = phantom(phantom_root, val_split_mode="none"), make_padim(backbone="resnet18")
+        pretraining = MsaclPretraining(weights="random", recipe=recipe, root=tmp_path / str(order))
+        callback = Watch(**PROMISE)
+        callbacks = [pretraining, callback][::order]
+        engine = make_engine(callbacks=callbacks)
+        engine.fit(model, datamodule=data)
+        found.append((paths(callback._held_out.images), callback.calibration, pretraining.directory.name))
+        assert not callback.trained & found[-1][0]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_medmix_validation_takes_other_images(phantom_root, make_padim, make_engine, order):
+    data, callback = phantom(phantom_root, val_split_mode="none"), Watch(**PROMISE)
+    engine = make_engine(callbacks=[callback, MedMixValidation(ratio=0.3)][::order])
+    engine.fit(make_padim(), datamodule=data)
+    chosen = paths(callback._held_out.images)
+    assert not chosen & (callback.trained | callback.validated | paths(data.val_data.source))
+    assert not callback.validated & callback.trained
+    assert callback.validated
+
+
+def test_msacl_chooses_on_other_images(phantom_root, make_msacl, make_engine):
+    model, callback = make_msacl(), Watch(**PROMISE)
+    data = phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.3)
+    engine = make_engine(callbacks=[callback])
+    engine.train(model, datamodule=data)
+    chosen = paths(callback._held_out.images)
+    assert not chosen & (callback.trained | paths(data.val_data))
+    rank = conformal_rank(len(chosen), 0.2)
+    assert float(model.post_processor.image_threshold) == callback.calibration["image"][rank - 1]
+    assert float(model.post_processor.pixel_threshold) == callback.calibration["pixel"][rank - 1]
+
+
+def test_every_checkpoint_of_a_model_that_learns_has_its_own_threshold(phantom_root, make_engine, tmp_path):
+    transform = Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])
+    model = Fastflow(
+        backbone="resnet18",
+        pre_trained=False,
+        flow_steps=1,
+        pre_processor=PreProcessor(transform=transform),
+        evaluator=Evaluator(val_metrics=[AUROC(fields=["pred_score", "gt_label"], prefix="val_")]),
+        visualizer=False,
+    )
+    every = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_weights_only=True)
+    callback = NormalsThreshold(**PROMISE)
+    data = phantom(phantom_root, val_split_mode="from_train", train_augmentations=RandomHorizontalFlip())
+    data.val_split_ratio = 0.2
+    make_engine(callbacks=[callback, every], max_epochs=2).fit(model, datamodule=data)
+    found = set()
+    for file in sorted(tmp_path.glob("*.ckpt")):
+        state = torch.load(file, weights_only=True)["state_dict"]
+        found.add(float(state["post_processor._image_threshold"]))
+        twin = Fastflow(backbone="resnet18", pre_trained=False, flow_steps=1, visualizer=False)
+        twin.load_state_dict(state, strict=False)
+        twin.eval()
+        scores = []
+        for item in callback._held_out.images:  # its augmentations are those of test images: no flips
+            scores.append(twin.model(transform(item.image[None])).pred_score)
+        rank = conformal_rank(len(scores), 0.2)
+        expected = torch.cat(scores).flatten().sort().values[rank - 1]
+        assert float(expected) == pytest.approx(float(state["post_processor._image_threshold"]), rel=1e-4)
+    assert len(found) == 2
+
+
+def test_the_training_does_not_depend_on_who_looks(phantom_root, make_padim, make_engine):
+    states = []
+    for specificity in (0.8, 0.6):
+        torch.manual_seed(3)
+        engine = make_engine(callbacks=[NormalsThreshold(specificity, ratio=0.4)])
+        engine.fit(make_padim(), datamodule=phantom(phantom_root, val_split_mode="from_test", seed=0))
+        states.append(torch.rand(1))
+    assert torch.equal(*states)
+
+
+def test_too_few_images_are_refused_before_the_fit(phantom_root, make_padim, make_engine):
+    engine = make_engine(callbacks=[NormalsThreshold()])
+    with pytest.raises(InputError, match=r"4 of 20 normal images are held out, .*0.95 needs 19: add normal images, or"):
+        engine.fit(make_padim(), datamodule=phantom(phantom_root, val_split_mode="none"))
+    engine = make_engine(callbacks=[NormalsThreshold(specificity=0.9)])
+    with pytest.raises(InputError, match=r"0.9 needs 9: raise ratio to 0.45 or more"):
+        engine.fit(make_padim(), datamodule=phantom(phantom_root, val_split_mode="none"))
+    engine = make_engine(callbacks=[NormalsThreshold(0.95, confidence=0.95)])
+    with pytest.raises(InputError, match=r"confidence of 0.95 needs 59: .*or lower the specificity or the confidence"):
+        engine.fit(make_padim(), datamodule=phantom(phantom_root, val_split_mode="none"))
+
+
+def test_wrong_settings_are_refused(phantom_root, make_padim, make_engine, tmp_path):
+    for options in ({"specificity": 1.0}, {"confidence": 0.0}, {"ratio": 1.0}, {"shift_level": 1.0}):
+        with pytest.raises(InputError, match=f"NormalsThreshold: {next(iter(options))} is"):
+            NormalsThreshold(**options)
+    for post in (PostProcessor(image_sensitivity=0.6), PostProcessor(enable_normalization=False)):
+        engine = make_engine(callbacks=[NormalsThreshold(**PROMISE)])
+        with pytest.raises(InputError, match="the post-processor's .* set it to"):
+            engine.fit(make_padim(post_processor=post), datamodule=phantom(phantom_root))
+    engine = make_engine(callbacks=[NormalsThreshold(**PROMISE)])
+    with pytest.raises(InputError, match="leave post_processor at its default"):
+        engine.fit(make_padim(post_processor=False), datamodule=phantom(phantom_root))
+    only = ModelCheckpoint(tmp_path, save_weights_only=True)
+    engine = make_engine(callbacks=[NormalsThreshold(**PROMISE), only])
+    with pytest.raises(InputError, match="set save_weights_only to false"):
+        engine.fit(make_padim(), datamodule=phantom(phantom_root, val_split_mode="none"))
+
+
+def test_patients_count_once_and_stay_together(phantom_root, make_padim, make_engine, caplog):
+    data = phantom(phantom_root, val_split_mode="none")
+    data.setup("fit")
+    samples = data.train_data.samples
+    samples["patient"] = [f"P{index // 2}" for index in range(len(samples))]
+    train, held_out = hold_out(data.train_data, 0.4, 0)
+    assert not set(train.samples["patient"]) & set(held_out.images.samples["patient"])
+    assert held_out.number == 4
+    assert held_out.units == [0, 0, 1, 1, 2, 2, 3, 3]
+    data._is_setup = True
+    callback = NormalsThreshold(specificity=0.8, ratio=0.4)
+    with caplog.at_level(logging.INFO, "anomalib_msacl.thresholds"):
+        make_engine(callbacks=[callback]).fit(make_padim(), datamodule=data)
+    assert len(callback.calibration["image"]) == 4
+    assert "8 normal images of 4 patients are held out" in caplog.text
+    assert "rank 4 of 4 held-out normal patients, each with the largest of his images; on average" in caplog.text
+    assert "at most 20 % of new normal patients" in caplog.text
+    assert "nothing is promised about images of another origin" in caplog.text
+
+
+def test_copies_of_held_out_images_are_on_neither_side(phantom_root):
+    data = phantom(phantom_root, val_split_mode="none")
+    data.setup("fit")
+    data.train_data.samples = pd.concat([data.train_data.samples] * 2, ignore_index=True)
+    copies = data.train_data.subsample(range(40))
+    copies.samples["pixels"] = [f"digest {index % 20}" for index in range(40)]
+    copies.samples["image_path"] = [f"{index}.png" for index in range(40)]
+    train, held_out = hold_out(copies, 0.3, 0)
+    kept = set(held_out.images.samples["pixels"])
+    assert held_out.number == len(kept)  # a copy counts once
+    assert not kept & set(train.samples["pixels"])
+    assert len(train) == 2 * (20 - len(kept))
+
+
+def test_one_datamodule_gives_images_away_once(phantom_root, make_padim, make_engine):
+    data, callback = phantom(phantom_root, val_split_mode="none"), NormalsThreshold(**PROMISE)
+    engine = make_engine(callbacks=[callback])
+    engine.fit(make_padim(), datamodule=data)
+    first = paths(callback._held_out.images)
+    engine.trainer.fit(make_padim(), datamodule=data)
+    assert len(data.train_data) == 12
+    assert paths(callback._held_out.images) == first
+
+
+def test_a_later_validation_leaves_the_thresholds_as_they_are(phantom_root, make_padim, make_engine):
+    model, callback = make_padim(), NormalsThreshold(**PROMISE)
+    engine = make_engine(callbacks=[callback])
+    data = phantom(phantom_root, val_split_mode="same_as_test")
+    engine.fit(model, datamodule=data)
+    before = {name: float(value) for name, value in model.post_processor.named_buffers(recurse=False)}
+    file = engine.trainer.checkpoint_callback.best_model_path
+    engine.validate(model, datamodule=data)
+    assert before == {name: float(value) for name, value in model.post_processor.named_buffers(recurse=False)}
+    # Another process has the scores of the checkpoint.
+    other, again = make_padim(), NormalsThreshold(**PROMISE)
+    make_engine(callbacks=[again]).validate(
+        other, datamodule=phantom(phantom_root, val_split_mode="same_as_test"), ckpt_path=file
+    )
+    assert again.calibration == callback.calibration
+    assert before == {name: float(value) for name, value in other.post_processor.named_buffers(recurse=False)}
+
+
+def test_a_warning_where_test_images_are_of_another_origin(phantom_root, make_padim, make_engine, caplog):
+    model, callback = make_padim(), NormalsThreshold(**PROMISE)
+    data = phantom(phantom_root, val_split_mode="none")
+    engine = make_engine(callbacks=[callback])
+    engine.train(model, datamodule=data)
+    assert "are not like those" not in caplog.text
+    file = engine.trainer.checkpoint_callback.best_model_path
+    other = NormalsThreshold(**PROMISE)  # as in another process
+    dark = phantom(phantom_root, val_split_mode="none", test_augmentations=Compose([Resize((64, 64)), _Darker()]))
+    make_engine(callbacks=[other]).test(make_padim(), datamodule=dark, ckpt_path=file)
+    warnings = [record.message for record in caplog.records if "are not like those" in record.message]
+    assert len(warnings) == 1
+    assert "of the 8 held-out normal ones but mostly higher" in warnings[0]
+    assert "expect more false positives than promised." in warnings[0]
+
+
+class _Darker(torch.nn.Module):
+    def forward(self, image, mask=None):
+        return (image * 0.3, mask) if mask is not None else image * 0.3
+
+
+def test_without_labels_all_test_images_are_compared_and_it_is_told(caplog):
+    callback = NormalsThreshold()
+    callback.calibration = {"image": [float(value) for value in range(30)]}
+    outputs = ImageBatch(image=torch.zeros(30, 3, 8, 8), pred_score=torch.arange(30) + 100.0)
+    callback.on_test_batch_end(None, None, outputs, outputs, 0)
+    callback.on_test_epoch_end(None, None)
+    assert "30 test images, of which no label is known" in caplog.text
+    assert "lesions among them may be the reason" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "checked", "medical"])
+def test_other_datamodules(phantom_root, make_padim, make_engine, kind):
+    folders = {"normal_dir": "train/good", "normal_test_dir": "test/good", "abnormal_dir": "test/lesion"}
+    folders |= {"name": "phantom", "root": phantom_root, "val_split_mode": "none"}
+    folders |= {"train_batch_size": 4, "eval_batch_size": 4, "num_workers": 0}
+    make = {"folder": Folder, "checked": CheckedFolder, "medical": MedicalFolder}[kind]
+    callback = Watch(**PROMISE)
+    engine = make_engine(callbacks=[callback])
+    model = make_padim()
+    engine.train(model, datamodule=make(**folders))
+    assert len(callback.calibration["image"]) == 8
+    assert not paths(callback._held_out.images) & callback.trained
+    assert float(model.post_processor.image_threshold) == callback.calibration["image"][conformal_rank(8, 0.2) - 1]
