@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,9 +35,9 @@ for path in sorted(Path(images).rglob("*.png")):
 post = model.post_processor
 print(json.dumps({
     "thresholds": [float(post.image_threshold), float(post.pixel_threshold)],
-    "labels": {Path(batch.image_path[0]).name: int(batch.pred_label) for batch in batches},
-    "scores": {Path(batch.image_path[0]).name: float(batch.pred_score) for batch in batches},
-    "pixels": {Path(batch.image_path[0]).name: int(batch.pred_mask.sum()) for batch in batches},
+    "labels": {"/".join(Path(batch.image_path[0]).parts[-2:]): int(batch.pred_label) for batch in batches},
+    "scores": {"/".join(Path(batch.image_path[0]).parts[-2:]): float(batch.pred_score) for batch in batches},
+    "pixels": {"/".join(Path(batch.image_path[0]).parts[-2:]): int(batch.pred_mask.sum()) for batch in batches},
 }))
 """
 
@@ -67,12 +68,11 @@ def test_plain_anomalib_has_the_threshold(phantom_root, make_engine, tmp_path, m
     assert found["thresholds"] == [float(post.image_threshold), float(post.pixel_threshold)]
     assert found["thresholds"][0] in callback.calibration["image"]
     assert "callbacks used to create the checkpoint need to be provided" not in done.stderr
-    here = [batch for batch in engine.predict(model, datamodule=phantom(phantom_root, val_split_mode="none"))]
-    for batch in here:
+    for batch in engine.predict(model, datamodule=phantom(phantom_root, val_split_mode="none")):
         for path, label, score, mask in zip(
             batch.image_path, batch.pred_label, batch.pred_score, batch.pred_mask, strict=True
         ):
-            name = path.rsplit("/", maxsplit=1)[-1]
+            name = "/".join(Path(path).parts[-2:])
             assert found["labels"][name] == int(label)
             assert found["scores"][name] == pytest.approx(float(score), abs=1e-5)
             assert found["pixels"][name] == int(mask.sum())
