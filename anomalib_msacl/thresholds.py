@@ -240,6 +240,11 @@ class NormalsThreshold(Callback):
         self._incoming: list[tuple[str, float, int | None]] = []
         self._patients: list[list[str]] | None = None
 
+    @property
+    def held_out_images(self) -> AnomalibDataset | None:
+        """The images that nothing else has seen; None before the fit begins."""
+        return None if self._held_out is None else self._held_out.images
+
     # ------------------------------------------------------------------------------------------ holding images out
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

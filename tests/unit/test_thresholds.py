@@ -58,11 +58,12 @@ def test_ranks_are_those_of_plain_loops(n, alpha):
 
 
 def expected_or_refused(n, alpha, confidence=None):
-    try:
+    needed = images_needed(alpha, confidence)
+    if n >= needed:
         return conformal_rank(n, alpha, confidence)
-    except InputError as error:
-        assert f"{images_needed(alpha, confidence)} are needed" in str(error)
-        return None
+    with pytest.raises(InputError, match=f"{needed} are needed"):
+        conformal_rank(n, alpha, confidence)
+    return None
 
 
 @pytest.mark.parametrize("confidence", [None, 0.5, 0.8, 0.95, 0.99])
@@ -255,7 +256,7 @@ def test_the_order_of_callbacks_does_not_matter(phantom_root, make_padim, make_e
         callbacks = [pretraining, callback][::order]
         engine = make_engine(callbacks=callbacks)
         engine.fit(model, datamodule=data)
-        found.append((paths(callback._held_out.images), callback.calibration, pretraining.directory.name))
+        found.append((paths(callback.held_out_images), callback.calibration, pretraining.directory.name))
         assert not callback.trained & found[-1][0]
     assert found[0] == found[1]
 
@@ -265,7 +266,7 @@ def test_medmix_validation_takes_other_images(phantom_root, make_padim, make_eng
     data, callback = phantom(phantom_root, val_split_mode="none"), Watch(**PROMISE)
     engine = make_engine(callbacks=[callback, MedMixValidation(ratio=0.3)][::order])
     engine.fit(make_padim(), datamodule=data)
-    chosen = paths(callback._held_out.images)
+    chosen = paths(callback.held_out_images)
     assert not chosen & (callback.trained | callback.validated | paths(data.val_data.source))
     assert not callback.validated & callback.trained
     assert callback.validated
@@ -276,7 +277,7 @@ def test_msacl_chooses_on_other_images(phantom_root, make_msacl, make_engine):
     data = phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.3)
     engine = make_engine(callbacks=[callback])
     engine.train(model, datamodule=data)
-    chosen = paths(callback._held_out.images)
+    chosen = paths(callback.held_out_images)
     assert not chosen & (callback.trained | paths(data.val_data))
     rank = conformal_rank(len(chosen), 0.2)
     assert float(model.post_processor.image_threshold) == callback.calibration["image"][rank - 1]
@@ -299,9 +300,8 @@ def test_every_checkpoint_of_a_model_that_learns_has_its_own_threshold(phantom_r
         twin = Fastflow(pre_processor=PreProcessor(transform=transform), **options)
         twin.load_state_dict(state, strict=False)
         twin.eval()
-        scores = []
-        for item in callback._held_out.images:  # its augmentations are those of test images: no flips
-            scores.append(twin.model(transform(item.image[None])).pred_score)
+        # Prepared as test images are: no flips.
+        scores = [twin.model(transform(item.image[None])).pred_score for item in callback.held_out_images]
         rank = conformal_rank(len(scores), 0.2)
         expected = torch.cat(scores).flatten().sort().values[rank - 1]
         assert float(expected) == pytest.approx(float(state["post_processor._image_threshold"]), rel=1e-4)
@@ -336,7 +336,7 @@ def test_wrong_settings_are_refused(phantom_root, make_padim, make_engine, tmp_p
             NormalsThreshold(**options)
     for post in (PostProcessor(image_sensitivity=0.6), PostProcessor(enable_normalization=False)):
         engine = make_engine(callbacks=[NormalsThreshold(**PROMISE)])
-        with pytest.raises(InputError, match="the post-processor's .* set it to"):
+        with pytest.raises(InputError, match=r"the post-processor's .* set it to"):
             engine.fit(make_padim(post_processor=post), datamodule=phantom(phantom_root))
     engine = make_engine(callbacks=[NormalsThreshold(**PROMISE)])
     with pytest.raises(InputError, match="leave post_processor at its default"):
@@ -385,10 +385,10 @@ def test_one_datamodule_gives_images_away_once(phantom_root, make_padim, make_en
     data, callback = phantom(phantom_root, val_split_mode="none"), NormalsThreshold(**PROMISE)
     engine = make_engine(callbacks=[callback])
     engine.fit(make_padim(), datamodule=data)
-    first = paths(callback._held_out.images)
+    first = paths(callback.held_out_images)
     engine.trainer.fit(make_padim(), datamodule=data)
     assert len(data.train_data) == 12
-    assert paths(callback._held_out.images) == first
+    assert paths(callback.held_out_images) == first
 
 
 def test_a_later_validation_leaves_the_thresholds_as_they_are(phantom_root, make_padim, make_engine):
@@ -451,5 +451,5 @@ def test_other_datamodules(phantom_root, make_padim, make_engine, kind):
     model = make_padim()
     engine.train(model, datamodule=make(**folders))
     assert len(callback.calibration["image"]) == 8
-    assert not paths(callback._held_out.images) & callback.trained
+    assert not paths(callback.held_out_images) & callback.trained
     assert float(model.post_processor.image_threshold) == callback.calibration["image"][conformal_rank(8, 0.2) - 1]
