@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from anomalib_msacl.compat import use_test_augmentations
-from anomalib_msacl.data.samples import content_of, names_patients, patients_of
-from anomalib_msacl.data.splits import split_by_patient
+from anomalib_msacl.data.held_out import HeldOut, hold_out
+from anomalib_msacl.data.samples import patients_of
 from anomalib_msacl.data.validation import MedMixValidation
 from anomalib_msacl.errors import InputError, show_in_one_line
 from anomalib_msacl.metrics import patients_by_batch
@@ -161,28 +161,6 @@ def shift(calibration: Sequence[float], incoming: Sequence[float]) -> Shift:
     return Shift(float(found.statistic), float(found.pvalue), found.statistic_sign > 0, len(first), len(second))
 
 
-@dataclass
-class _HeldOut:
-    """Normal images that nothing else looks at.
-
-    Attributes:
-        images: The dataset.
-        units: For each image the number of its patient, or of its content where no patients are known.
-        number: How many of those there are.
-        named: Whether they are patients.
-    """
-
-    images: AnomalibDataset
-    units: list[int]
-    number: int
-    named: bool
-
-    @property
-    def noun(self) -> str:
-        """What counts once."""
-        return "patients" if self.named else "images"
-
-
 class NormalsThreshold(Callback):
     """Set the thresholds of image and pixels from held-out normal images, with a promise about false positives.
 
@@ -234,7 +212,7 @@ class NormalsThreshold(Callback):
         self.needed = images_needed(1 - specificity, confidence)
         self.calibration: dict[str, list[float]] = {}
         """Raw scores of the held-out units, ascending, by ``image`` and ``pixel``; empty before the fit."""
-        self._held_out: _HeldOut | None = None
+        self._held_out: HeldOut | None = None
         self._datamodule: AnomalibDataModule | None = None
         self._stale = True
         self._incoming: list[tuple[str, float, int | None]] = []
@@ -288,7 +266,7 @@ class NormalsThreshold(Callback):
         held_out = set(self._held_out.images.samples["image_path"])
         return held_out.isdisjoint(datamodule.train_data.samples["image_path"])
 
-    def _check_number(self, held_out: _HeldOut, total: int) -> None:
+    def _check_number(self, held_out: HeldOut, total: int) -> None:
         """Raise :class:`InputError` where too few are held out for the promise."""
         if held_out.number >= self.needed:
             return
@@ -405,7 +383,7 @@ class NormalsThreshold(Callback):
             low.fill_(threshold - farthest)
             high.fill_(threshold + farthest)
 
-    def _scores(self, trainer: Trainer, pl_module: LightningModule, held_out: _HeldOut) -> dict[str, list[float]]:
+    def _scores(self, trainer: Trainer, pl_module: LightningModule, held_out: HeldOut) -> dict[str, list[float]]:
         """Return the raw scores of the held-out units, ascending, by kind; a kind that the model lacks is missing."""
         datamodule = cast("AnomalibDataModule", self._datamodule)
         found: dict[str, list[Tensor]] = {kind: [] for kind in _KINDS}
@@ -483,33 +461,6 @@ class NormalsThreshold(Callback):
                 "expect more false positives" if found.higher else "expect fewer false positives, and finds,",
                 "; lesions among them may be the reason" if unknown else "",
             )
-
-
-def hold_out(dataset: AnomalibDataset, ratio: float, seed: int) -> tuple[AnomalibDataset, _HeldOut]:
-    """Split training images into those that stay and those that set a threshold.
-
-    No patient is on both sides, and copies of held-out images, as well as images labelled abnormal, are on neither.
-
-    Args:
-        dataset: Training images.
-        ratio: Part of the patients, or of the images where none are known, that is held out, between 0 and 1.
-        seed: Seed of the choice.
-
-    Returns:
-        The images that stay, and those that are held out.
-    """
-    train, held_out = split_by_patient(dataset, ratio, seed)
-    abnormal = held_out.samples["label_index"].isin([int(LabelName.ABNORMAL)]).tolist()
-    held_out = held_out.subsample([row for row, ill in enumerate(abnormal) if not ill])
-    content = content_of(held_out.samples)
-    seen = set(content)
-    stays = [row for row, digest in enumerate(content_of(train.samples)) if digest not in seen]
-    if len(stays) < len(train):
-        logger.info("NormalsThreshold: %d copies of held-out images are not trained with.", len(train) - len(stays))
-    named = names_patients(held_out.samples)
-    names = patients_of(held_out.samples).tolist() if named else content
-    number = {name: index for index, name in enumerate(dict.fromkeys(names))}
-    return train.subsample(stays), _HeldOut(held_out, [number[name] for name in names], len(number), named)
 
 
 def raw_scores(batch: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -14,12 +14,15 @@ from anomalib.data import Folder, ImageBatch
 from anomalib.models import Fastflow, Padim
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback
 from scipy.stats import binom
 from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
 
 from anomalib_msacl import InputError, MsaclPretraining, NormalsThreshold
 from anomalib_msacl.data import CheckedFolder, MedicalFolder, MedMixValidation
-from anomalib_msacl.thresholds import conformal_rank, hold_out, images_needed, shift
+from anomalib_msacl.data.held_out import hold_out
+from anomalib_msacl.thresholds import conformal_rank, images_needed, shift
 from tests.conftest import TINY, make_recipe, phantom
 
 RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
@@ -146,6 +149,38 @@ def test_an_image_is_called_abnormal_where_its_conformal_p_value_is_small():
             for value in new:
                 p_value = (1 + sum(score >= value for score in scores)) / (n + 1)
                 assert (value > threshold) == (p_value <= alpha + 1e-12)
+
+
+def test_an_independent_package_calls_the_same_images_abnormal():
+    """Of nonconform, which needs Python 3.12; its detector is a table of scores."""
+    nonconform = pytest.importorskip("nonconform")
+    generator = np.random.default_rng(2)
+    new = generator.normal(size=(300, 1))
+    for n in (19, 40, 99):
+        detector = nonconform.ConformalDetector(detector=_Itself(), strategy=nonconform.Split(n_calib=n), seed=0)
+        detector.fit(generator.normal(size=(2 * n, 1)))
+        scores = np.sort(detector.calibration_set)
+        assert len(scores) == n
+        p_values = np.asarray(detector.compute_p_values(new))
+        for alpha in (0.05, 0.1, 0.25):
+            threshold = scores[conformal_rank(n, alpha) - 1]
+            assert np.array_equal(new[:, 0] > threshold, p_values <= alpha + 1e-12)
+
+
+class _Itself:
+    """A detector whose score of a row is its first value."""
+
+    def fit(self, X, y=None):  # noqa: N803
+        return self
+
+    def decision_function(self, X):  # noqa: N803
+        return np.asarray(X)[:, 0]
+
+    def get_params(self, deep=True):
+        return {}
+
+    def set_params(self, **params):
+        return self
 
 
 def test_shift_sees_another_distribution_and_only_that():
@@ -316,6 +351,15 @@ def test_the_training_does_not_depend_on_who_looks(phantom_root, make_padim, mak
         engine.fit(make_padim(), datamodule=phantom(phantom_root, val_split_mode="from_test", seed=0))
         states.append(torch.rand(1))
     assert torch.equal(*states)
+
+
+def test_yaml_can_name_it():
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(Callback, "callback")
+    made = {"class_path": "anomalib_msacl.NormalsThreshold", "init_args": {"specificity": 0.9, "confidence": None}}
+    callback = parser.instantiate_classes(parser.parse_object({"callback": made})).callback
+    assert isinstance(callback, NormalsThreshold)
+    assert callback.needed == 9
 
 
 def test_too_few_images_are_refused_before_the_fit(phantom_root, make_padim, make_engine):
