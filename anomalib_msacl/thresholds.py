@@ -158,7 +158,7 @@ def shift(calibration: Sequence[float], incoming: Sequence[float]) -> Shift:
         )
     found = ks_2samp(first, second)
     # The sign is 1 where the distribution function of the calibration lies above, that is, its scores below.
-    return Shift(float(found.statistic), float(found.pvalue), found.statistic_sign > 0, len(first), len(second))
+    return Shift(float(found.statistic), float(found.pvalue), bool(found.statistic_sign > 0), len(first), len(second))
 
 
 class NormalsThreshold(Callback):
@@ -230,6 +230,10 @@ class NormalsThreshold(Callback):
         if stage == "fit" or (stage == "validate" and _is_never_fitted(pl_module)):
             _check_post_processor(pl_module)
             self._hold_out(trainer)
+            callbacks = cast("Any", trainer).callbacks
+            made_later = any(isinstance(callback, MedMixValidation) for callback in callbacks)
+            if not made_later and not hasattr(cast("Any", trainer).datamodule, "val_data"):
+                _do_without_validation(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let a command line end in one sentence instead of a traceback where the input is at fault."""
@@ -237,27 +241,25 @@ class NormalsThreshold(Callback):
         show_in_one_line(exception)
 
     def _hold_out(self, trainer: Trainer) -> None:
-        """Take images out of the training set, once for a datamodule, and see that there is a way to validate."""
+        """Take images out of the training set, once for a datamodule."""
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, AnomalibDataModule) or not isinstance(datamodule.train_data, AnomalibDataset):
             raise InputError(
                 f"NormalsThreshold needs an image datamodule of anomalib, but got {type(datamodule).__name__}: pass "
                 "datamodule=... to the engine"
             )
-        if not self._has_held_out_of(datamodule):
-            self._stale = True
-            self._datamodule, self.calibration = datamodule, {}
-            total = patients_of(datamodule.train_data.samples).nunique()
-            train, held_out = hold_out(datamodule.train_data, self.ratio, self.seed)
-            self._check_number(held_out, total)
-            datamodule.train_data, self._held_out = train, held_out
-            logger.info(
-                "NormalsThreshold: %d normal images of %d %s are held out, %d are left for training.",
-                *(len(held_out.images), held_out.number, held_out.noun, len(train)),
-            )
-        callbacks = cast("Any", trainer).callbacks
-        if not hasattr(datamodule, "val_data") and not any(isinstance(c, MedMixValidation) for c in callbacks):
-            _do_without_validation(trainer)
+        if self._has_held_out_of(datamodule):
+            return
+        self._stale = True
+        self._datamodule, self.calibration = datamodule, {}
+        total = patients_of(datamodule.train_data.samples).nunique()
+        train, held_out = hold_out(datamodule.train_data, self.ratio, self.seed)
+        self._check_number(held_out, total)
+        datamodule.train_data, self._held_out = train, held_out
+        logger.info(
+            "NormalsThreshold: %d normal images (%d %s) are held out, %d are left for training.",
+            *(len(held_out.images), held_out.number, held_out.noun, len(train)),
+        )
 
     def _has_held_out_of(self, datamodule: AnomalibDataModule) -> bool:
         """Whether this callback has been at the training set as it is now."""
@@ -295,6 +297,8 @@ class NormalsThreshold(Callback):
         """Set the thresholds after anomalib has, and before a checkpoint is saved."""
         if not trainer.sanity_checking:
             self._apply(trainer, pl_module)
+        if self._held_out is not None and _is_never_fitted(pl_module):
+            self._tell(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """See that a checkpoint has the thresholds of its own weights, and keep the scores that they come from."""
@@ -317,6 +321,10 @@ class NormalsThreshold(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is promised; a model that was stopped early may be ready only now."""
         self._apply(trainer, pl_module)
+        self._tell(pl_module)
+
+    def _tell(self, pl_module: LightningModule) -> None:
+        """Log what is promised, or that nothing is."""
         if self.calibration and not self._stale:
             logger.info("NormalsThreshold: %s", self.promise())
         else:
@@ -548,8 +556,13 @@ def _check_post_processor(pl_module: LightningModule) -> None:
             )
 
 
-def _do_without_validation(trainer: Trainer) -> None:
+def _do_without_validation(trainer: Trainer, pl_module: LightningModule) -> None:
     """Let a trainer fit although there is no validation set, which anomalib asks for."""
+    if _is_never_fitted(pl_module):
+        raise InputError(
+            f"NormalsThreshold: {type(pl_module).__name__} is never fitted, only validated, but there are no validation "
+            "images: give the datamodule some by its val_split_mode, for example from_train"
+        )
     callbacks = cast("Any", trainer).callbacks
     if any(isinstance(callback, ModelCheckpoint) and callback.save_weights_only for callback in callbacks):
         raise InputError(

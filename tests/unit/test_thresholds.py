@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from anomalib import LearningType
 from anomalib.callbacks.checkpoint import ModelCheckpoint
 from anomalib.data import Folder, ImageBatch
 from anomalib.models import Fastflow, Padim
-from anomalib.post_processing import PostProcessor
+from anomalib.post_processing import MEBinPostProcessor, PostProcessor
 from anomalib.pre_processing import PreProcessor
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
@@ -159,7 +160,7 @@ def test_an_independent_package_calls_the_same_images_abnormal():
     for n in (19, 40, 99):
         detector = nonconform.ConformalDetector(detector=_Itself(), strategy=nonconform.Split(n_calib=n), seed=0)
         detector.fit(generator.normal(size=(2 * n, 1)))
-        scores = np.sort(detector.calibration_set)
+        scores = np.sort(np.ravel(detector.calibration_set))
         assert len(scores) == n
         p_values = np.asarray(detector.compute_p_values(new))
         for alpha in (0.05, 0.1, 0.25):
@@ -205,12 +206,12 @@ def test_shift_sees_another_distribution_and_only_that():
 
 @pytest.fixture
 def make_padim():
-    def build(**changes):
+    def build(kind=Padim, **changes):
         torch.manual_seed(1)
         transform = Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])
         defaults = {"backbone": "test_resnet", "layers": ["layer2", "layer3"], "pre_trained": False, "n_features": 20}
         defaults |= {"pre_processor": PreProcessor(transform=transform), "visualizer": False}
-        return Padim(**{**defaults, **changes})
+        return kind(**{**defaults, **changes})
 
     return build
 
@@ -282,10 +283,10 @@ def test_thresholds_come_from_images_that_nothing_else_has_seen(
 
 
 def test_the_order_of_callbacks_does_not_matter(phantom_root, make_padim, make_engine, tmp_path):
-    recipe = make_recipe(**{**TINY, "evaluations": 1})
+    recipe = make_recipe(**{**TINY, "max_steps": 1, "evaluations": 1})
     found = []
     for order in (1, -1):
-        data, model = phantom(phantom_root, val_split_mode="none"), make_padim(backbone="resnet18")
+        data, model = phantom(phantom_root, val_split_mode="none"), make_padim()
         pretraining = MsaclPretraining(weights="random", recipe=recipe, root=tmp_path / str(order))
         callback = Watch(**PROMISE)
         callbacks = [pretraining, callback][::order]
@@ -307,8 +308,8 @@ def test_medmix_validation_takes_other_images(phantom_root, make_padim, make_eng
     assert callback.validated
 
 
-def test_msacl_chooses_on_other_images(phantom_root, make_msacl, make_engine):
-    model, callback = make_msacl(), Watch(**PROMISE)
+def test_msacl_chooses_on_other_images(phantom_root, make_msacl, make_engine, tiny_recipe):
+    model, callback = make_msacl(tiny_recipe(max_steps=1, evaluations=1)), Watch(**PROMISE)
     data = phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.3)
     engine = make_engine(callbacks=[callback])
     engine.train(model, datamodule=data)
@@ -384,7 +385,7 @@ def test_wrong_settings_are_refused(phantom_root, make_padim, make_engine, tmp_p
             engine.fit(make_padim(post_processor=post), datamodule=phantom(phantom_root))
     engine = make_engine(callbacks=[NormalsThreshold(**PROMISE)])
     with pytest.raises(InputError, match="leave post_processor at its default"):
-        engine.fit(make_padim(post_processor=False), datamodule=phantom(phantom_root))
+        engine.fit(make_padim(post_processor=MEBinPostProcessor()), datamodule=phantom(phantom_root))
     only = ModelCheckpoint(tmp_path, save_weights_only=True)
     engine = make_engine(callbacks=[NormalsThreshold(**PROMISE), only])
     with pytest.raises(InputError, match="set save_weights_only to false"):
@@ -405,7 +406,7 @@ def test_patients_count_once_and_stay_together(phantom_root, make_padim, make_en
     with caplog.at_level(logging.INFO, "anomalib_msacl.thresholds"):
         make_engine(callbacks=[callback]).fit(make_padim(), datamodule=data)
     assert len(callback.calibration["image"]) == 4
-    assert "8 normal images of 4 patients are held out" in caplog.text
+    assert "8 normal images (4 patients) are held out" in caplog.text
     assert "rank 4 of 4 held-out normal patients, each with the largest of his images; on average" in caplog.text
     assert "at most 20 % of new normal patients" in caplog.text
     assert "nothing is promised about images of another origin" in caplog.text
@@ -451,6 +452,44 @@ def test_a_later_validation_leaves_the_thresholds_as_they_are(phantom_root, make
     )
     assert again.calibration == callback.calibration
     assert before == {name: float(value) for name, value in other.post_processor.named_buffers(recurse=False)}
+
+
+def test_a_model_that_is_never_fitted_gets_a_threshold_when_it_is_validated(
+    phantom_root, make_engine, make_padim, caplog
+):
+    class Ready(Padim):
+        """Stands for one that knows what is normal from the start."""
+
+        learning_type = LearningType.FEW_SHOT
+
+    fitted = make_padim()
+    make_engine().fit(fitted, datamodule=phantom(phantom_root))
+    model = make_padim(kind=Ready)
+    model.load_state_dict(fitted.state_dict())
+    callback, data = Watch(**PROMISE), phantom(phantom_root, val_split_mode="same_as_test")
+    with caplog.at_level(logging.INFO, "anomalib_msacl.thresholds"):
+        make_engine(callbacks=[callback]).fit(model, datamodule=data)
+    assert float(model.post_processor.image_threshold) == callback.calibration["image"][conformal_rank(8, 0.2) - 1]
+    assert "rank 8 of 8 held-out normal images; on average" in caplog.text
+    with pytest.raises(InputError, match="never fitted, only validated"):
+        make_engine(callbacks=[Watch(**PROMISE)]).fit(model, datamodule=phantom(phantom_root, val_split_mode="none"))
+
+
+def test_it_is_told_where_a_model_gives_no_scores(phantom_root, make_msacl, make_engine, tiny_recipe, caplog):
+    model, callback = make_msacl(tiny_recipe(max_steps=1, evaluations=0), detector=False), NormalsThreshold(**PROMISE)
+    make_engine(callbacks=[callback]).fit(model, datamodule=phantom(phantom_root, val_split_mode="none"))
+    assert not callback.calibration
+    assert "Msacl gave the held-out images no scores, so no threshold was set" in caplog.text
+
+
+def test_scores_that_are_no_numbers_are_refused(phantom_root, make_padim, make_engine):
+    class Broken(Padim):
+        def test_step(self, batch, *arguments):
+            return batch.update(pred_score=torch.full((len(batch.image),), float("nan")))
+
+    engine = make_engine(callbacks=[NormalsThreshold(**PROMISE)])
+    with pytest.raises(InputError, match="Broken gives held-out normal images scores that are no numbers"):
+        engine.fit(make_padim(kind=Broken), datamodule=phantom(phantom_root, val_split_mode="none"))
 
 
 def test_a_warning_where_test_images_are_of_another_origin(phantom_root, make_padim, make_engine, caplog):
