@@ -560,8 +560,8 @@ def _do_without_validation(trainer: Trainer, pl_module: LightningModule) -> None
     """Let a trainer fit although there is no validation set, which anomalib asks for."""
     if _is_never_fitted(pl_module):
         raise InputError(
-            f"NormalsThreshold: {type(pl_module).__name__} is never fitted, only validated, but there are no validation "
-            "images: give the datamodule some by its val_split_mode, for example from_train"
+            f"NormalsThreshold: {type(pl_module).__name__} is never fitted, only validated, but there are no "
+            "validation images: give the datamodule some by its val_split_mode, for example from_train"
         )
     callbacks = cast("Any", trainer).callbacks
     if any(isinstance(callback, ModelCheckpoint) and callback.save_weights_only for callback in callbacks):

@@ -454,7 +454,7 @@ def test_a_later_validation_leaves_the_thresholds_as_they_are(phantom_root, make
     assert before == {name: float(value) for name, value in other.post_processor.named_buffers(recurse=False)}
 
 
-def test_a_model_that_is_never_fitted_gets_a_threshold_when_it_is_validated(
+def test_a_model_that_is_only_validated_gets_a_threshold_too(
     phantom_root, make_engine, make_padim, caplog
 ):
     class Ready(Padim):
