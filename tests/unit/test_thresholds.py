@@ -454,9 +454,7 @@ def test_a_later_validation_leaves_the_thresholds_as_they_are(phantom_root, make
     assert before == {name: float(value) for name, value in other.post_processor.named_buffers(recurse=False)}
 
 
-def test_a_model_that_is_only_validated_gets_a_threshold_too(
-    phantom_root, make_engine, make_padim, caplog
-):
+def test_a_model_that_is_only_validated_gets_a_threshold_too(phantom_root, make_engine, make_padim, caplog):
     class Ready(Padim):
         """Stands for one that knows what is normal from the start."""
 
