@@ -16,8 +16,19 @@ if TYPE_CHECKING:
     from anomalib_msacl.lesions import LesionMixture, MedMix
     from anomalib_msacl.pretraining import Pretrained, pretrain
     from anomalib_msacl.recipe import Recipe
+    from anomalib_msacl.thresholds import NormalsThreshold
 
-__all__ = ["InputError", "LesionMixture", "MedMix", "Msacl", "MsaclPretraining", "Pretrained", "Recipe", "pretrain"]
+__all__ = [
+    "InputError",
+    "LesionMixture",
+    "MedMix",
+    "Msacl",
+    "MsaclPretraining",
+    "NormalsThreshold",
+    "Pretrained",
+    "Recipe",
+    "pretrain",
+]
 __version__ = "0.2.0.dev0"
 
 _HOME = {
@@ -26,6 +37,7 @@ _HOME = {
     "MedMix": "lesions",
     "Msacl": "detectors.msacl",
     "MsaclPretraining": "callback",
+    "NormalsThreshold": "thresholds",
     "Pretrained": "pretraining",
     "Recipe": "recipe",
     "pretrain": "pretraining",

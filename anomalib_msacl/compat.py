@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import timm.models.vision_transformer
 from anomalib.data import AnomalibDataModule
+from anomalib.data.datasets.base.image import AnomalibDataset
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
@@ -49,6 +50,20 @@ def set_max_steps(trainer: Trainer, steps: int) -> None:
 def is_attached(module: LightningModule) -> bool:
     """Whether a module belongs to a trainer; ``module.trainer`` raises where it does not."""
     return module._trainer is not None  # noqa: SLF001
+
+
+def use_test_augmentations(datamodule: AnomalibDataModule, dataset: AnomalibDataset, transform: Any) -> None:
+    """Let a dataset prepare its images as a datamodule prepares those of its test set.
+
+    Args:
+        datamodule: Has the augmentations of test images.
+        dataset: Other images; changed in place.
+        transform: Of the model's pre-processor, whose resizing anomalib adds; None if there is none.
+    """
+    if transform is None:
+        dataset.augmentations = datamodule.test_augmentations
+    else:
+        datamodule._update_subset_augmentations(dataset, datamodule.test_augmentations, transform)  # noqa: SLF001
 
 
 class DataHooks(AnomalibDataModule):

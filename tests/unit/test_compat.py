@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import timm
 import timm.models.vision_transformer as timm_vit
@@ -11,6 +12,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.models.components.feature_extractors import timm as extractors
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
+from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
 
 from anomalib_msacl.compat import (
     BatchNorm,
@@ -18,7 +20,9 @@ from anomalib_msacl.compat import (
     is_attached,
     position_embeddings_without_antialiasing,
     set_max_steps,
+    use_test_augmentations,
 )
+from tests.conftest import phantom
 
 
 def test_batch_norm_is_the_base_of_all_dimensions() -> None:
@@ -67,3 +71,13 @@ def test_anomalibs_datamodule_calls_the_methods_that_are_given_public_names() ->
         assert callable(getattr(AnomalibDataModule, name))
         assert name in inspect.getsource(AnomalibDataModule.setup)
     assert issubclass(DataHooks, AnomalibDataModule)
+
+
+def test_a_dataset_can_be_prepared_as_test_images_are(phantom_root: Path) -> None:
+    """Otherwise held-out images would be scored in another way than those of a test."""
+    data = phantom(phantom_root, test_augmentations=RandomHorizontalFlip(0.0))
+    data.setup()
+    use_test_augmentations(data, data.train_data, None)
+    assert data.train_data.augmentations is data.test_augmentations
+    use_test_augmentations(data, data.train_data, Compose([Resize((24, 24)), Normalize([0.5] * 3, [0.5] * 3)]))
+    assert data.train_data[0].image.shape == (3, 24, 24)
