@@ -61,14 +61,10 @@ def _replaced(transform: Transform) -> Transform:
     if isinstance(transform, Compose):
         transform.transforms = [_replaced(step) for step in transform.transforms]
     elif isinstance(transform, Resize) and transform.antialias:
-        mode = transform.interpolation
-        if mode is InterpolationMode.BICUBIC or transform.max_size is not None:
-            raise InputError(
-                f"{transform} cannot be exported with its antialiasing; "
-                "resize with bilinear interpolation and without max_size, or use `anomalib export`."
-            )
-        if mode is InterpolationMode.BILINEAR:  # antialiasing changes none of the others
-            return AntialiasedResize(transform.size)
+        if transform.max_size is not None:
+            raise InputError(f"{transform} cannot be exported with its antialiasing; give size alone, without max_size.")
+        if transform.interpolation in {InterpolationMode.BILINEAR, InterpolationMode.BICUBIC}:
+            return AntialiasedResize(transform.size, cubic=transform.interpolation is InterpolationMode.BICUBIC)
     return transform
 
 
@@ -77,6 +73,7 @@ class AntialiasedResize(Transform):  # type: ignore[misc]  # torchvision has no 
 
     Args:
         size: Height and width in pixels; one number is the shorter side, and the other keeps the shape of the image.
+        cubic: Bicubic interpolation, not bilinear.
 
     Raises:
         InputError: If there are more than two numbers, or one is not positive.
@@ -88,8 +85,9 @@ class AntialiasedResize(Transform):  # type: ignore[misc]  # torchvision has no 
         torch.Size([2, 3, 4, 4])
     """
 
-    def __init__(self, size: int | Sequence[int]) -> None:
+    def __init__(self, size: int | Sequence[int], cubic: bool = False) -> None:
         super().__init__()
+        self.cubic = cubic
         self.size = (size,) if isinstance(size, int) else tuple(size)
         if len(self.size) not in {1, 2} or min(self.size) < 1:
             raise InputError(f"size is {size}; give height and width, or the shorter side, in pixels.")
@@ -105,8 +103,10 @@ class AntialiasedResize(Transform):  # type: ignore[misc]  # torchvision has no 
         """
         height, width = image.shape[-2:]
         new_height, new_width = self.size if len(self.size) == 2 else self._by_shorter_side(height, width)
-        across = resize_weights(width, new_width, image)
-        return resize_weights(height, new_height, image) @ image @ across.T
+        down, across = (
+            resize_weights(old, new, self.cubic).to(image) for old, new in ((height, new_height), (width, new_width))
+        )
+        return down @ image @ across.T
 
     def _by_shorter_side(self, height: int, width: int) -> tuple[int, int]:
         """Return the new size; without a branch, for height and width may be symbols of an export."""
@@ -114,33 +114,37 @@ class AntialiasedResize(Transform):  # type: ignore[misc]  # torchvision has no 
         return self.size[0] * height // shorter, self.size[0] * width // shorter
 
     def extra_repr(self) -> str:
-        """Return the size, for ``repr``."""
-        return f"size={list(self.size)}"
+        """Return the settings, for ``repr``."""
+        return f"size={list(self.size)}, cubic={self.cubic}"
 
 
-def resize_weights(old: int, new: int, like: Tensor) -> Tensor:
-    """Return the weights of antialiased bilinear interpolation along one side.
+def resize_weights(old: int, new: int, cubic: bool = False) -> Tensor:
+    """Return the weights of antialiased interpolation along one side.
 
-    A new pixel is the mean of the old ones under a triangle at its centre. The triangle reaches one pixel to each side,
-    of the old ones or of the new ones, whichever are larger. Distances are whole numbers in units of half an old pixel
-    over the new size, so that nothing is rounded before the division.
+    A new pixel is the mean of the old ones, weighted by their distance to its centre, in old pixels or in new ones,
+    whichever are larger: linearly up to a distance of 1, or by Keys' cubic convolution (1981, a = -1/2) up to 2.
+    Before the division distances are whole numbers, of which none is rounded.
 
     Args:
         old: Pixels of the old side.
         new: Pixels of the new side.
-        like: A tensor on the wanted device and of the wanted floating-point type.
+        cubic: Cubic, not linear.
 
     Returns:
         Weights of shape (new, old), whose rows add up to 1.
 
     Example:
-        >>> resize_weights(4, 2, torch.zeros(1))
+        >>> resize_weights(4, 2)
         tensor([[0.4286, 0.4286, 0.1429, 0.0000],
                 [0.0000, 0.1429, 0.4286, 0.4286]])
     """
-    here = torch.arange(old, device=like.device)
-    there = torch.arange(new, device=like.device)[:, None]
-    distance = ((2 * here + 1) * new - (2 * there + 1) * old).abs()
-    reach = 2 * torch.sym_max(old, new)
-    weights = (reach - distance).clamp(min=0).to(like.dtype) / reach  # never above 1, for half precision
+    there = torch.arange(new)[:, None]
+    units = ((2 * torch.arange(old) + 1) * new - (2 * there + 1) * old).abs()  # of half an old pixel over `new`
+    pixel = 2 * torch.sym_max(old, new)
+    x = units.clamp(max=2 * pixel).float() / pixel  # the limit is for runtimes of half precision
+    if cubic:
+        near, far = ((1.5 * x - 2.5) * x) * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+        weights = torch.where(x < 1, near, far)
+    else:
+        weights = (1 - x).clamp(min=0)
     return weights / weights.sum(dim=1, keepdim=True)
