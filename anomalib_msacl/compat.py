@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import timm.models.vision_transformer
 from anomalib.data import AnomalibDataModule
-from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.pre_processing.utils.transform import get_exportable_transform
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
@@ -53,6 +52,8 @@ def exporting_with(exportable: Callable[[Any], Any]) -> Iterator[None]:
     Args:
         exportable: Makes that version for ONNX and OpenVINO; torch exports get the transform as it is.
     """
+    from anomalib.models.components.base.export_mixin import ExportMixin  # noqa: PLC0415  # brings all models along
+
     names = {"to_torch": lambda transform: transform, "to_onnx": exportable}  # to_openvino calls to_onnx
     originals = {name: getattr(ExportMixin, name) for name in names}
     for name, version in names.items():
@@ -69,7 +70,7 @@ def _with_transform(export: Callable[..., Any], version: Callable[[Any], Any]) -
 
     @functools.wraps(export)
     def wrapped(model: Any, *args: Any, **kwargs: Any) -> Any:
-        pre_processor = getattr(model, "pre_processor", None)
+        pre_processor: Any = getattr(model, "pre_processor", None)
         transform, usual = (getattr(pre_processor, name, None) for name in ("transform", "export_transform"))
         if transform is None or usual is None:  # nothing to replace, or a pre-processor of another kind
             return export(model, *args, **kwargs)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,10 @@ from torchvision.transforms.v2 import Compose, Resize, Transform
 
 from anomalib_msacl.compat import exporting_with, without_antialiasing
 from anomalib_msacl.errors import InputError
+
+# All that torchvision takes for a mode, the last of them from Pillow. Antialiasing changes no other mode.
+_BILINEAR = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value, 2)
+_BICUBIC = (InterpolationMode.BICUBIC, InterpolationMode.BICUBIC.value, 3)
 
 
 def antialiased_exports() -> AbstractContextManager[None]:
@@ -62,9 +67,9 @@ def _replaced(transform: Transform) -> Transform:
         transform.transforms = [_replaced(step) for step in transform.transforms]
     elif isinstance(transform, Resize) and transform.antialias:
         if transform.max_size is not None:
-            raise InputError(f"{transform} cannot be exported with its antialiasing; give size alone, without max_size.")
-        if transform.interpolation in {InterpolationMode.BILINEAR, InterpolationMode.BICUBIC}:
-            return AntialiasedResize(transform.size, cubic=transform.interpolation is InterpolationMode.BICUBIC)
+            raise InputError(f"{transform} cannot be exported with antialiasing; give size alone, without max_size.")
+        if transform.interpolation in {*_BILINEAR, *_BICUBIC}:
+            return AntialiasedResize(transform.size, cubic=transform.interpolation in _BICUBIC)
     return transform
 
 
@@ -108,7 +113,7 @@ class AntialiasedResize(Transform):  # type: ignore[misc]  # torchvision has no 
         )
         return down @ image @ across.T
 
-    def _by_shorter_side(self, height: int, width: int) -> tuple[int, int]:
+    def _by_shorter_side(self, height: int, width: int) -> tuple[Any, Any]:
         """Return the new size; without a branch, for height and width may be symbols of an export."""
         shorter = torch.sym_min(height, width)
         return self.size[0] * height // shorter, self.size[0] * width // shorter
@@ -140,8 +145,9 @@ def resize_weights(old: int, new: int, cubic: bool = False) -> Tensor:
     """
     there = torch.arange(new)[:, None]
     units = ((2 * torch.arange(old) + 1) * new - (2 * there + 1) * old).abs()  # of half an old pixel over `new`
-    pixel = 2 * torch.sym_max(old, new)
-    x = units.clamp(max=2 * pixel).float() / pixel  # the limit is for runtimes of half precision
+    pixel: Any = 2 * torch.sym_max(old, new)
+    limited = units.clamp(max=2 * pixel).float()  # for runtimes of half precision
+    x = limited.div(pixel)
     if cubic:
         near, far = ((1.5 * x - 2.5) * x) * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
         weights = torch.where(x < 1, near, far)

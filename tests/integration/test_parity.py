@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from anomalib.data import Folder
@@ -33,7 +34,7 @@ SIZES = {"224": (224, 224), "512": (512, 480), "2000": (2000, 1841)}
 DICOM = {"CR": "RG1_UNCI.dcm", "CT": "693_UNCI.dcm"}  # 1955 x 1841 and 512 x 512 pixels
 MODELS = ("Patchcore", "Padim", "Msacl")
 # Largest difference of a score, and of a pixel of a map, to `Engine.predict`; both lie in [0, 1].
-BOUNDS = {"torch": 1e-5, "fp32": 1e-3, "fp16": 3e-2}
+BOUNDS = {"torch": 1e-5, "fp32": 1e-3, "fp16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,22 @@ def save(image: np.ndarray, path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Normal images to learn from, normal and spoilt ones to test with, of every size."""
+    """Normal images to learn from, others for the threshold, and new ones, of every size."""
     root = tmp_path_factory.mktemp("parity")
     for name, size in SIZES.items():
-        for seed in range(4):
+        few = 1 if name == "2000" else 2  # the large ones take time
+        for seed in range(2 * few):
             save(draw(size, seed), root / "train" / f"{name}_{seed}.png")
-        for seed in (10, 11, 12):
-            save(draw(size, seed), root / "test" / "good" / f"{name}_{seed}.png")
-            save(spoil(draw(size, seed + 10), seed), root / "test" / "bad" / f"{name}_{seed}.png")
+        for folder, first, count in (("validation", 20, few), ("new", 40, 2)):
+            for seed in range(first, first + count):
+                save(draw(size, seed), root / folder / "good" / f"{name}_{seed}.png")
+                save(spoil(draw(size, seed + 10), seed), root / folder / "bad" / f"{name}_{seed}.png")
     for name, image in dicom_images().items():
-        for index, turned in enumerate((image[:, ::-1], image[::-1], image[::-1, ::-1])):
-            save(turned, root / "train" / f"{name}_{index}.png")
-        save(image, root / "test" / "good" / f"{name}_0.png")
-        save(spoil(image, 1), root / "test" / "bad" / f"{name}_1.png")
+        save(image[:, ::-1], root / "train" / f"{name}_0.png")
+        save(image[::-1, ::-1], root / "validation" / "good" / f"{name}_0.png")
+        save(spoil(image[::-1], 1), root / "validation" / "bad" / f"{name}_0.png")
+        save(image, root / "new" / "good" / f"{name}_0.png")
+        save(spoil(image, 2), root / "new" / "bad" / f"{name}_0.png")
     return root
 
 
@@ -135,15 +139,20 @@ def with_torch(file: Path, paths: list[Path]) -> list[Finding]:
     return [of_batch(model(read_image(path, as_tensor=True)[None])) for path in paths]
 
 
-def by_command(name: str, checkpoint: Path, work: Path) -> Path:
+def by_command(name: str, checkpoint: Path, target: Path) -> Path:
     """Export as on the command line."""
     model = ["--model.weights", "random"] if name == "Msacl" else ["--model.pre_trained", "false"]
     backbone = ["--model.backbone", "test_resnet" if name == "Msacl" else "resnet18"]
-    kind = ["--export_type", "openvino", "--compression_type", "FP16"]
-    where = ["--ckpt_path", str(checkpoint), "--export_root", str(work / "fp16")]
+    where = ["--export_type", "openvino", "--ckpt_path", str(checkpoint), "--export_root", str(target)]
     class_path = "anomalib_msacl.Msacl" if name == "Msacl" else f"anomalib.models.{name}"
-    main(["export", "--model", class_path, *backbone, *model, *kind, *where])
-    return next((work / "fp16").rglob("model.xml"))
+    main(["export", "--model", class_path, *backbone, *model, *where])
+    return next(target.rglob("model.xml"))
+
+
+def halved(file: Path, target: Path) -> Path:
+    """Save a network as ``--compression_type FP16`` does, without tracing it once more."""
+    openvino.save_model(openvino.Core().read_model(file), target, compress_to_fp16=True)
+    return target
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -161,21 +170,21 @@ def findings(
 
 def examine(name: str, root: Path, work: Path) -> dict[str, dict[Path, Finding]]:
     model, callbacks = build(name, work)
-    folders = {"normal_dir": "train", "normal_test_dir": "test/good", "abnormal_dir": "test/bad"}
+    folders = {"normal_dir": "train", "normal_test_dir": "validation/good", "abnormal_dir": "validation/bad"}
     data = Folder("parity", root=root, **folders, val_split_mode="same_as_test", num_workers=0)
     data.train_batch_size = data.eval_batch_size = 1  # images of several sizes
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     engine = Engine(callbacks=callbacks, default_root_dir=work, accelerator="cpu", devices=1, **quiet)
     engine.fit(model, datamodule=data)
     checkpoint = Path(engine.best_model_path)
-    predicted = engine.predict(model, data_path=root / "test", ckpt_path=checkpoint)
+    predicted = engine.predict(model, data_path=root / "new", ckpt_path=checkpoint)
     expected = {Path(batch.image_path[0]): of_batch(batch) for batch in predicted}
     paths = list(expected)
     files = {"plain": engine.export(model, "openvino", work / "plain", ckpt_path=checkpoint)}
     with antialiased_exports():
-        files["fp32"] = engine.export(model, "openvino", work / "fp32", ckpt_path=checkpoint)
         torch_file = engine.export(model, "torch", work / "torch", ckpt_path=checkpoint)
-    files["fp16"] = by_command(name, checkpoint, work)
+    files["fp32"] = by_command(name, checkpoint, work / "fp32")
+    files["fp16"] = halved(files["fp32"], work / "fp16.xml")
     rows = {kind: with_openvino(file, paths) for kind, file in files.items()}
     rows["torch"] = with_torch(torch_file, paths)
     return {"expected": expected} | {kind: dict(zip(paths, row, strict=True)) for kind, row in rows.items()}
@@ -210,8 +219,7 @@ def test_exports_score_as_the_tested_model(findings: dict[str, dict[Path, Findin
     score, anomaly_map, labels, _ = differences(findings, kind)
     assert score <= BOUNDS[kind]
     assert anomaly_map <= BOUNDS[kind]
-    near = [finding for finding in findings["expected"].values() if abs(finding.score - 0.5) <= BOUNDS[kind]]
-    assert labels <= len(near)
+    assert labels == 0
 
 
 @pytest.mark.parametrize("group", ["2000"])
@@ -223,5 +231,5 @@ def test_anomalibs_own_export_scores_otherwise(findings: dict[str, dict[Path, Fi
 
 def test_the_images_include_real_ones(root: Path) -> None:
     pytest.importorskip("data_store", reason="needs pydicom-data")
-    found: Callable[[str], int] = lambda name: len(list((root / "test").rglob(f"{name}_*.png")))  # noqa: E731
+    found: Callable[[str], int] = lambda name: len(list((root / "new").rglob(f"{name}_*.png")))  # noqa: E731
     assert [found(name) for name in DICOM] == [2, 2]
