@@ -114,7 +114,8 @@ def _parser() -> ArgumentParser:
     also = ", ".join(_ANOMALIB)
     parser = ArgumentParser(
         prog="anomalib-msacl",
-        description=f"MSACL pre-training, a plug-in of anomalib. {also}: as anomalib's own, errors in one sentence.",
+        description=f"MSACL pre-training, a plug-in of anomalib. {also}: as anomalib's own, errors in one sentence, "
+        "and export keeps the antialiasing of the tested model.",
     )
     commands = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
@@ -128,9 +129,11 @@ def _parser() -> ArgumentParser:
 
 
 def _run_anomalib(arguments: list[str]) -> None:
-    """Run anomalib's own command line with the models of this package known by name."""
+    """Run anomalib's own command line with the models of this package known by name; exports keep the antialiasing."""
     from anomalib.cli.cli import AnomalibCLI  # noqa: PLC0415
 
     import anomalib_msacl.detectors.msacl  # noqa: F401, PLC0415
+    from anomalib_msacl.export import antialiased_exports  # noqa: PLC0415
 
-    AnomalibCLI(arguments)
+    with antialiased_exports():
+        AnomalibCLI(arguments)

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import timm.models.vision_transformer
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
+from anomalib.pre_processing.utils.transform import get_exportable_transform
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
@@ -20,6 +21,9 @@ timm_vit: Any = timm.models.vision_transformer
 
 # The base class of BatchNorm1d, 2d and 3d.
 BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001
+
+# What anomalib makes of a transform for exports: a copy whose ``Resize`` has no antialiasing, among other things.
+without_antialiasing = get_exportable_transform
 
 
 @contextmanager
@@ -40,6 +44,44 @@ def position_embeddings_without_antialiasing() -> Iterator[None]:
         yield
     finally:
         timm_vit.resample_abs_pos_embed = original
+
+
+@contextmanager
+def exporting_with(exportable: Callable[[Any], Any]) -> Iterator[None]:
+    """Let anomalib export another version of the transforms of its pre-processors, and undo it afterwards.
+
+    Args:
+        exportable: Makes that version for ONNX and OpenVINO; torch exports get the transform as it is.
+    """
+    from anomalib.models.components.base.export_mixin import ExportMixin  # noqa: PLC0415  # brings all models along
+
+    names = {"to_torch": lambda transform: transform, "to_onnx": exportable}  # to_openvino calls to_onnx
+    originals = {name: getattr(ExportMixin, name) for name in names}
+    for name, version in names.items():
+        setattr(ExportMixin, name, _with_transform(originals[name], version))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(ExportMixin, name, original)
+
+
+def _with_transform(export: Callable[..., Any], version: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Return a method that exports a model with another version of its transform."""
+
+    @functools.wraps(export)
+    def wrapped(model: Any, *args: Any, **kwargs: Any) -> Any:
+        pre_processor: Any = getattr(model, "pre_processor", None)
+        transform, usual = (getattr(pre_processor, name, None) for name in ("transform", "export_transform"))
+        if transform is None or usual is None:  # nothing to replace, or a pre-processor of another kind
+            return export(model, *args, **kwargs)
+        pre_processor.export_transform = version(transform)
+        try:
+            return export(model, *args, **kwargs)
+        finally:
+            pre_processor.export_transform = usual
+
+    return wrapped
 
 
 def set_max_steps(trainer: Trainer, steps: int) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -306,8 +307,10 @@ def test_deployment_page_works_as_written(phantom_root: Path, tmp_path: Path) ->
     source, images = next(phantom_root.glob("fundus*")), tmp_path / "images"
     draw_images(source, images)
     paths = sorted(images.rglob("*.png"))
-    (export,) = [block for block in blocks(page, "bash") if block.startswith("anomalib export")]
-    run(["bash", "-c", export], tmp_path, environment)
+    (export,) = [block for block in blocks(page, "bash") if block.startswith("anomalib-msacl export")]
+    # As `anomalib-msacl` where the package is installed.
+    command = export.replace("anomalib-msacl", f"{shlex.quote(sys.executable)} -m anomalib_msacl", 1)
+    run(["bash", "-c", command], tmp_path, {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
     for script in blocks(page, "python"):
         name = script.splitlines()[0].removeprefix("# ")
         (tmp_path / name).write_text(script)

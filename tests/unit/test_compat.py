@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import pytest
 import timm
 import timm.models.vision_transformer as timm_vit
 import torch
 from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
+from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.models.components.feature_extractors import timm as extractors
+from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
@@ -17,10 +21,12 @@ from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, 
 from anomalib_msacl.compat import (
     BatchNorm,
     DataHooks,
+    exporting_with,
     is_attached,
     position_embeddings_without_antialiasing,
     set_max_steps,
     use_test_augmentations,
+    without_antialiasing,
 )
 from tests.conftest import phantom
 
@@ -81,3 +87,29 @@ def test_a_dataset_can_be_prepared_as_test_images_are(phantom_root: Path) -> Non
     assert data.train_data.augmentations is data.test_augmentations
     use_test_augmentations(data, data.train_data, Compose([Resize((24, 24)), Normalize([0.5] * 3, [0.5] * 3)]))
     assert data.train_data[0].image.shape == (3, 24, 24)
+
+
+def test_anomalib_exports_through_the_methods_and_the_transform_that_are_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise exports would lose their antialiasing again, and score otherwise than the tested model."""
+    seen: list[object] = []
+    monkeypatch.setattr(ExportMixin, "to_onnx", lambda model: seen.append(model.pre_processor.export_transform))
+
+    class Model(ExportMixin):
+        pre_processor = PreProcessor(Resize(8))
+
+    other = Resize(9)
+    with exporting_with(lambda transform: {Model.pre_processor.transform: other}[transform]):
+        Model().to_onnx()
+    assert seen == [other]
+    assert "self.to_onnx(" in inspect.getsource(ExportMixin.to_openvino)
+    assert all(f"model.{name}(" in inspect.getsource(Engine.export) for name in ("to_torch", "to_onnx", "to_openvino"))
+    assert "self.export_transform(batch)" in inspect.getsource(PreProcessor.forward)
+
+
+def test_anomalib_switches_antialiasing_off() -> None:
+    """If it no longer does, ``anomalib export`` will do, and anomalib_msacl/export.py can go."""
+    given = Compose([Resize(8, antialias=True)])
+    assert not without_antialiasing(given).transforms[0].antialias
+    assert given.transforms[0].antialias

@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "anomalib_msacl"
 # From the ground up; a module imports only from those before it.
-ORDER = ["errors", "compat", "lesions", "recipe", "backbone", "transfer", "data", "medical"]
+ORDER = ["errors", "compat", "lesions", "recipe", "backbone", "transfer", "export", "data", "medical"]
 ORDER += ["phantom", "metrics", "thresholds", "pretraining", "detectors", "callback", "report", "cli"]
 
 
