@@ -111,10 +111,13 @@ def pretrain(
         InputError: If images or settings cannot work.
 
     Example:
-        >>> model, provenance = create_backbone("test_resnet", "random")  # doctest: +SKIP
-        >>> found = pretrain(Encoder(model), provenance, torch.rand(40, 3, 64, 64), torch.rand(10, 3, 64, 64))
-        ... # doctest: +SKIP
-        >>> found.kept, found.weights  # doctest: +SKIP
+        >>> from anomalib_msacl.backbone import create_backbone
+        >>> model, provenance = create_backbone("test_resnet", "random")
+        >>> images, held_out = torch.rand(8, 3, 64, 64), torch.rand(4, 3, 64, 64)
+        >>> recipe = Recipe(max_steps=1, batch_size=4, accumulate=1)
+        >>> found = pretrain(Encoder(model), provenance, images, held_out, recipe)
+        >>> list(found.candidates)
+        ['untouched', 'whitened', 'step 1']
     """
     recipe = Recipe.of(recipe)
     images = NormalImages.of(images, recipe.batch_size)
@@ -129,7 +132,7 @@ def pretrain(
             if not recipe.whitening.alone:
                 run.run_frozen_stages_apart()
                 run.fix_centres(images)
-                run.train(images, trainer)
+                run.train(images, trainer)  # every so often the average with the start is a candidate
             run.choose()
             run.realign(images)
     return run.result()
