@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         self.index = [_layer_index(layer, names) for layer in layers] if layers else _default_layers(self.stages)
         self.layers = [names[index] for index in self.index]
         self.train_batch_norm = train_batch_norm
-        self.memory_format = torch.contiguous_format
+        self._channels_last = False  # the format itself cannot be pickled
         self.frozen: FrozenStages | None = None
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
@@ -97,6 +97,11 @@ class Encoder(nn.Module):
             norm.train(self.train_batch_norm and all(p.requires_grad for p in norm.parameters()))
         return self
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The memory format of the backbone and of its inputs."""
+        return torch.channels_last if self._channels_last else torch.contiguous_format
+
     def use(self, memory_format: torch.memory_format) -> None:
         """Bring the weights, and from now on all images, to a memory format; the values stay what they are.
 
@@ -104,7 +109,7 @@ class Encoder(nn.Module):
             memory_format: ``torch.channels_last`` makes convolutions faster on most processors; transformers do not
                 mind. ``torch.contiguous_format`` is what files and exports expect.
         """
-        self.memory_format = memory_format
+        self._channels_last = memory_format is torch.channels_last
         self.backbone.to(memory_format=memory_format)
 
     def forward(self, images: Tensor, pooled: bool = True) -> tuple[list[Tensor], Tensor | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
@@ -99,6 +101,7 @@ def test_channels_last_changes_the_layout_and_not_the_values() -> None:
         encoder.use(torch.channels_last)
         assert encoder.backbone.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)
         after = encoder(images)[0]
+        torch.save(encoder, io.BytesIO())  # as exports to torch do
         encoder.use(torch.contiguous_format)
     assert encoder.backbone.conv_stem.weight.is_contiguous()
     for one, other in zip(before, after, strict=True):
