@@ -1,23 +1,11 @@
-"""Thresholds with a promise, from normal images alone: split conformal prediction, and ``NormalsThreshold``.
-
-A detector that was fitted on other images gives scores to n held-out normal images. A new normal image is as likely to
-come first, second, ... or last among these n + 1 (they are exchangeable), so that it exceeds the k-th smallest score
-with a probability of at most 1 - k / (n + 1): Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World;
-Angelopoulos and Bates, arXiv 2107.07511.
-"""
+"""``NormalsThreshold``: sets the thresholds of a detector of anomalib from held-out normal images."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, cast
 
-import numpy as np
-import torch
 from anomalib import LearningType
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
@@ -26,139 +14,20 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from anomalib.post_processing import MEBinPostProcessor, PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.seed import isolate_rng
-from scipy.stats import binom, ks_2samp
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from anomalib_msacl.compat import use_test_augmentations
 from anomalib_msacl.data.held_out import HeldOut, hold_out
 from anomalib_msacl.data.samples import patients_of
 from anomalib_msacl.data.validation import MedMixValidation
 from anomalib_msacl.errors import InputError, show_in_one_line
 from anomalib_msacl.metrics import patients_by_batch
+from anomalib_msacl.thresholds.conformal import conformal_rank, images_needed, shift
+from anomalib_msacl.thresholds.scoring import held_out_scores, raw_scores, set_threshold
 
 logger = logging.getLogger(__name__)
 
 _ENTRY = "anomalib_msacl_normals"  # of a checkpoint: the scores that its thresholds come from
-_ROOM = 5.0  # how much farther than held-out normal scores others may lie before their normalised score is 0 or 1
-_FINEST = 1_000_000  # largest denominator of a rate
 _MOST = 0.5  # part of the training images that may be advised to hold out
 _KINDS = ("image", "pixel")
-
-
-def conformal_rank(n: int, alpha: float, confidence: float | None = None) -> int:
-    """Return which of n ascending scores of normal images is the threshold; images above it are called abnormal.
-
-    Without ``confidence`` the rank is ``ceil((n + 1)(1 - alpha))``: over many draws of the n images the mean rate of
-    false positives is at most ``alpha``, and that of a single draw may be above. With it the rank is the smallest k
-    with ``P(Binomial(n, 1 - alpha) < k) >= confidence``: in that part of the draws the rate is at most ``alpha``.
-    Both hold for exchangeable scores of any distribution; ties only make false positives fewer.
-
-    Args:
-        n: Number of scores, one for each image, or for each patient.
-        alpha: Largest rate of false positives, between 0 and 1, both excluded.
-        confidence: Part of the draws in which that rate holds, between 0 and 1, both excluded; None for the mean.
-
-    Returns:
-        A rank from 1 to n.
-
-    Raises:
-        InputError: If a rate is out of range, or n is too small for any threshold to keep the promise.
-
-    Example:
-        >>> conformal_rank(19, 0.05), conformal_rank(40, 0.05), conformal_rank(100, 0.05, confidence=0.95)
-        (19, 39, 99)
-    """
-    needed = images_needed(alpha, confidence)
-    if n < needed:
-        sure = "" if confidence is None else f" with a confidence of {confidence:g}"
-        raise InputError(
-            f"{n} scores of normal images or patients cannot give a threshold of at most {alpha:.4g} false "
-            f"positives{sure}: {needed} are needed, so hold out more of them, or ask for less"
-        )
-    if confidence is None:
-        return math.ceil((n + 1) * (1 - _exact(alpha)))
-    return int(binom.ppf(confidence, n, 1 - float(_exact(alpha)))) + 1
-
-
-def images_needed(alpha: float, confidence: float | None = None) -> int:
-    """Return the smallest number of normal images, or patients, that can give a threshold with a promise.
-
-    Args:
-        alpha: Largest rate of false positives, between 0 and 1, both excluded.
-        confidence: As in :func:`conformal_rank`.
-
-    Raises:
-        InputError: If a rate is out of range.
-
-    Example:
-        >>> images_needed(0.05), images_needed(0.05, confidence=0.95)
-        (19, 59)
-    """
-    for name, value in (("alpha", alpha), ("confidence", confidence)):
-        if value is not None and not 0 < value < 1:
-            raise InputError(f"{name} is {value}: set it between 0 and 1, both excluded")
-    rate = _exact(alpha)
-    if not 0 < rate < 1:
-        raise InputError(f"alpha is {alpha}: set it to {1 / _FINEST} or above, and no closer to 1")
-    if confidence is None:
-        return math.ceil((1 - rate) / rate)
-    return max(1, math.ceil(math.log(1 - confidence) / math.log(1 - rate) - 1e-9))
-
-
-def _exact(rate: float) -> Fraction:
-    """Return the decimal number that is meant: 1 - 0.9 is a little below a tenth, and a rank must not see that."""
-    return Fraction(rate).limit_denominator(_FINEST)
-
-
-@dataclass(frozen=True)
-class Shift:
-    """How far incoming scores of normal images are from those that a threshold comes from.
-
-    Attributes:
-        statistic: Largest distance of the two distribution functions, in [0, 1] (Kolmogorov and Smirnov).
-        p_value: Probability of such a distance or a larger one where nothing has changed.
-        higher: Whether the incoming scores are mostly above, so that there are more false positives than promised.
-        calibration: Number of scores that the threshold comes from.
-        incoming: Number of incoming scores.
-    """
-
-    statistic: float
-    p_value: float
-    higher: bool
-    calibration: int
-    incoming: int
-
-
-def shift(calibration: Sequence[float], incoming: Sequence[float]) -> Shift:
-    """Compare incoming scores of normal images with those that a threshold comes from.
-
-    The two-sample test of Kolmogorov and Smirnov, which sees any difference of the distributions.
-
-    Args:
-        calibration: Raw scores of held-out normal images, any scale.
-        incoming: Raw scores of other normal images, on the same scale.
-
-    Returns:
-        The distance, how likely it is where nothing has changed, and its direction.
-
-    Raises:
-        InputError: If one of the two is empty, or holds a score that is no number.
-
-    Example:
-        >>> shift([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]).higher
-        True
-    """
-    first, second = (np.asarray(scores, dtype=np.float64) for scores in (calibration, incoming))
-    if not len(first) or not len(second) or np.isnan(first).any() or np.isnan(second).any():
-        raise InputError(
-            f"scores cannot be compared, {len(first)} with {len(second)}: give at least one number on either side, "
-            "and no NaN"
-        )
-    found = ks_2samp(first, second)
-    # The sign is 1 where the distribution function of the calibration lies above, that is, its scores below.
-    return Shift(float(found.statistic), float(found.pvalue), bool(found.statistic_sign > 0), len(first), len(second))
 
 
 class NormalsThreshold(Callback):
@@ -361,59 +230,14 @@ class NormalsThreshold(Callback):
         if self._held_out is not None:
             if not _is_fitted(pl_module):
                 return
-            self.calibration = self._scores(trainer, pl_module, self._held_out)
+            datamodule = cast("AnomalibDataModule", self._datamodule)
+            self.calibration = held_out_scores(trainer, pl_module, datamodule, self._held_out)
         if not self.calibration:
             return
         for kind, scores in self.calibration.items():
             rank = conformal_rank(len(scores), 1 - self.specificity, self.confidence)
-            self._set(trainer, pl_module, kind, scores, rank)
+            set_threshold(trainer, pl_module, kind, scores, rank)
         self._stale = False
-
-    @staticmethod
-    def _set(trainer: Trainer, pl_module: LightningModule, kind: str, scores: Sequence[float], rank: int) -> None:
-        """Write a threshold, and a range that all known scores fit into, to anomalib's post-processor."""
-        buffers = dict(cast("PostProcessor", pl_module.post_processor).named_buffers(recurse=False))
-        low, high = buffers[f"{kind}_min"], buffers[f"{kind}_max"]
-        threshold = scores[rank - 1]
-        # anomalib normalises to (score - threshold) / (high - low) + 0.5, cut off at 0 and 1.
-        width = float(high - low)
-        known = not math.isnan(width)
-        farthest = max(threshold - scores[0], scores[-1] - threshold)
-        if known:
-            farthest = max(farthest, threshold - float(low), float(high) - threshold)
-        data = getattr(getattr(trainer, "datamodule", None), "val_data", None)
-        if not known or not getattr(data, "has_anomalous", False):
-            farthest *= _ROOM  # none of the known scores is that of a lesion
-        buffer = buffers[f"_{kind}_threshold"].fill_(threshold)
-        if float(buffer) < threshold:  # rounded down to fewer bits
-            buffer.add_(abs(threshold) * torch.finfo(buffer.dtype).eps)
-        if not known or width < 2 * farthest:
-            low.fill_(threshold - farthest)
-            high.fill_(threshold + farthest)
-
-    def _scores(self, trainer: Trainer, pl_module: LightningModule, held_out: HeldOut) -> dict[str, list[float]]:
-        """Return the raw scores of the held-out units, ascending, by kind; a kind that the model lacks is missing."""
-        datamodule = cast("AnomalibDataModule", self._datamodule)
-        found: dict[str, list[Tensor]] = {kind: [] for kind in _KINDS}
-        for batch in _scored(trainer, pl_module, datamodule, held_out.images):
-            for kind, value in zip(_KINDS, raw_scores(batch), strict=True):
-                if value is not None:
-                    found[kind].append(value)
-        largest = {}
-        for kind, parts in found.items():
-            values = torch.cat(parts).tolist() if parts else []
-            if len(values) != len(held_out.units):
-                continue
-            if any(math.isnan(value) for value in values):
-                raise InputError(
-                    f"NormalsThreshold: {type(pl_module).__name__} gives held-out normal images scores that are no "
-                    "numbers (NaN): look at its training, or set trainer.precision to 32-true"
-                )
-            units: dict[int, float] = {}
-            for unit, value in zip(held_out.units, values, strict=True):
-                units[unit] = max(value, units.get(unit, -math.inf))
-            largest[kind] = sorted(units.values())
-        return largest
 
     # ------------------------------------------------------------------------------------------ incoming images
 
@@ -469,60 +293,6 @@ class NormalsThreshold(Callback):
                 "expect more false positives" if found.higher else "expect fewer false positives, and finds,",
                 "; lesions among them may be the reason" if unknown else "",
             )
-
-
-def raw_scores(batch: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Return what is compared with the two thresholds, as the model gives it.
-
-    Args:
-        batch: B scored images that no post-processor has been at.
-
-    Returns:
-        The score of each image, and the largest value of its anomaly map, shape ``(B,)``, any scale, 64 bits, on the
-        CPU; None where the model gives none.
-    """
-    score, plane = batch.pred_score, batch.anomaly_map
-    largest = None if plane is None else _plain(plane).flatten(1).amax(dim=1)
-    return (largest if score is None else _plain(score).flatten()), largest
-
-
-def _plain(values: Tensor) -> Tensor:
-    return values.detach().as_subclass(Tensor).double().cpu()
-
-
-def _scored(
-    trainer: Trainer, pl_module: LightningModule, datamodule: AnomalibDataModule, images: AnomalibDataset
-) -> Iterator[Any]:
-    """Yield images in batches with the scores that ``test`` would give them, before the post-processor."""
-    model = cast("AnomalibModule", pl_module)
-    use_test_augmentations(datamodule, images, getattr(model.pre_processor, "transform", None))
-    loader: DataLoader[Any] = DataLoader(
-        images,
-        batch_size=datamodule.eval_batch_size,
-        num_workers=datamodule.num_workers,
-        collate_fn=datamodule.external_collate_fn or images.collate_fn,
-    )
-    precision = trainer.precision_plugin
-    # Loaders draw from the global generator: what is trained must not depend on whether anyone looks.
-    with isolate_rng(), _evaluating(model), torch.no_grad():
-        for index, loaded in enumerate(loader):
-            batch = precision.convert_input(model.transfer_batch_to_device(loaded, model.device, 0))
-            if isinstance(model.pre_processor, Callback):
-                model.pre_processor.on_test_batch_start(trainer, model, batch, index)
-            with precision.forward_context():
-                yield model.test_step(batch, index)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, and every part of it back: some may have been frozen."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _is_never_fitted(pl_module: LightningModule) -> bool:
