@@ -46,9 +46,7 @@ def test_a_step_moves_the_layers_that_were_chosen(
     make_engine: Callable[..., Engine],
 ) -> None:
     torch.manual_seed(0)
-    model = Msacl(
-        name, "random", image_size=side, recipe=STEP, weights_dir=tmp_path / "weights", train_lesion_head=False
-    )
+    model = Msacl(name, "random", image_size=side, recipe=STEP, weights_dir=tmp_path / "weights", detector=False)
     assert model.encoder.layers == layers
     images = torch.rand(2, 3, side, side)
     with torch.no_grad():

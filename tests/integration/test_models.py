@@ -267,10 +267,16 @@ def test_a_network_of_torchvision_that_no_table_names_is_refused() -> None:
 @pytest.mark.usefixtures("no_downloads")
 def test_the_weights_of_a_model_are_those_of_its_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    monkeypatch.setattr("anomalib_msacl.callback.Msacl", lambda **options: asked.append(options["weights"]))
+
+    def ask(_: str, weights: str | None, __: object) -> None:
+        asked.append(weights)
+        raise InterruptedError
+
+    monkeypatch.setattr("anomalib_msacl.callback.create_backbone", ask)
     for name in ("Cfa", "Csflow", "UniNet", "Stfpm", "FoundAD"):
         model = build(name, WORKS[name])
-        MsaclPretraining(root=tmp_path)._msacl(model, find_backbone(model))
+        with pytest.raises(InterruptedError):
+            MsaclPretraining(root=tmp_path)._task(model, find_backbone(model))
     assert asked == ["torchvision", "torchvision", "torchvision", None, None]
 
 
