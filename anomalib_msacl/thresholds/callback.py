@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _ENTRY = "anomalib_msacl_normals"  # of a checkpoint: the scores that its thresholds come from
 _MOST = 0.5  # part of the training images that may be advised to hold out
-_KINDS = ("image", "pixel")
 
 
 class NormalsThreshold(Callback):
