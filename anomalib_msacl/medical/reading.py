@@ -49,12 +49,13 @@ class Reading:
             intensity = _of(Intensity, {**rule, **pairs})
             slices = _of(Slices, reader.pop("slices"))
             whole = _of(ImageReader, {**reader, "intensity": intensity, "slices": slices})
-            return _of(cls, {**content, "reader": whole})
+            found: Reading = _of(cls, {**content, "reader": whole})
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"what is known of the reading of the training images is not of this version ({error}): export the "
                 "checkpoint again"
             ) from error
+        return found
 
 
 def _pair(values: Any) -> tuple[float, float]:

@@ -120,8 +120,8 @@ def _limits(model: AnomalibModule, kind: str, record: Record) -> Limits:
     post = model.post_processor
     if not isinstance(post, PostProcessor) or not (post.enable_normalization and post.enable_thresholding):
         return Limits(chosen="the model has no post-processor that normalises scores and compares them")
-    ends = [_number(getattr(post, f"{kind}_{end}")) for end in ("threshold", "min", "max")]
-    return Limits(*ends, _chosen(post, kind, record), float(getattr(post, f"{kind}_sensitivity")))
+    threshold, low, high = (_number(getattr(post, f"{kind}_{end}")) for end in ("threshold", "min", "max"))
+    return Limits(threshold, low, high, _chosen(post, kind, record), float(getattr(post, f"{kind}_sensitivity")))
 
 
 def _number(value: Any) -> float | None:

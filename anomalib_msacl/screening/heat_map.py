@@ -42,7 +42,8 @@ def draw_heat_map(image: Array, anomaly_map: Array, lines: list[str]) -> Image.I
     _draw_scale(sheet, size)
     pen = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        pen.text((4, size[1] + 2 + number * _LINE), line, fill="black")
+        shown = line.encode(errors="replace").decode()  # names of files may hold bytes that are no characters
+        pen.text((4, size[1] + 2 + number * _LINE), shown, fill="black")
     return sheet
 
 
