@@ -1,0 +1,1 @@
+"""Screening of files with a trained detector; what runs without torch."""
