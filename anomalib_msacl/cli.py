@@ -112,6 +112,7 @@ def screen(
     resume: bool = False,
     workers: int | None = None,
     model_class: str | None = None,
+    dicom: bool = False,
 ) -> None:
     """Score images of any kind with an exported model or a checkpoint; writes OUT/scores.csv and heat maps.
 
@@ -123,10 +124,11 @@ def screen(
         resume: Go on with a screening that was stopped.
         workers: Files at a time; as many as there are cores if left out.
         model_class: Class of a checkpoint's model, e.g. Patchcore, where its settings do not tell.
+        dicom: Save the heat maps of DICOM files as DICOM objects that refer to them.
     """
     from anomalib_msacl.screening.command import print_result, run_screening  # noqa: PLC0415
 
-    print_result(run_screening(model, images, out, maps, resume, workers, model_class))
+    print_result(run_screening(model, images, out, maps, resume, workers, model_class, dicom))
 
 
 # Words of a command that take none, or several.
@@ -136,6 +138,7 @@ _WORDS: dict[str, dict[str, dict[str, str]]] = {
         "model": {"help": "A checkpoint (.ckpt), an exported model.xml, or the folder of an export."},
         "images": {"nargs": "+", "help": "Files, and folders: PNG, JPEG, TIFF, DICOM of any name, NIfTI."},
         "--resume": {"action": "store_true", "help": "Go on with a screening that was stopped."},
+        "--dicom": {"action": "store_true", "help": "Save heat maps of DICOM files as DICOM objects."},
     },
 }
 COMMANDS: dict[str, Callable[..., None]] = {"configs": configs, "lesions": lesions, "screen": screen}

@@ -44,6 +44,7 @@ def run_screening(
     resume: bool = False,
     workers: int | None = None,
     model_class: str | None = None,
+    dicom: bool = False,
     progress: bool = True,
 ) -> Result:
     """Screen files: score them, draw heat maps, and write ``scores.csv``.
@@ -56,6 +57,7 @@ def run_screening(
         resume: Go on with a screening that was stopped.
         workers: Number of files at a time; as many as there are cores if None.
         model_class: Class of a checkpoint's model, where its settings do not tell.
+        dicom: Save the heat maps of DICOM files as DICOM objects that refer to them.
         progress: Show a bar on a terminal.
 
     Returns:
@@ -75,7 +77,7 @@ def run_screening(
     output, summary = Output(Path(out)), Summary()
     with output.locked():
         scorer = load_scorer(model, workers, cores, model_class)
-        screening = Screening(scorer, FileReader(_reading(scorer.bundle)), output, maps)
+        screening = Screening(scorer, FileReader(_reading(scorer.bundle)), output, maps, dicom)
         done = output.begin(scorer.bundle.version, resume, summary.add)
         left = [source for source in sources if str(source.path) not in done.finished]
         table = output.open_table()

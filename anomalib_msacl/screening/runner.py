@@ -12,6 +12,8 @@ from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.data.inspection import brief
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.image import Array
+from anomalib_msacl.medical.kinds import kind_of
+from anomalib_msacl.screening.dicom_output import write_heat_map
 from anomalib_msacl.screening.files import FileReader
 from anomalib_msacl.screening.heat_map import draw_heat_map
 from anomalib_msacl.screening.output import Output
@@ -33,12 +35,14 @@ class Screening:
         reader: Reads files as the training did.
         output: The folder that maps go to.
         maps: Which images get a heat map.
+        dicom: Whether those of DICOM files are DICOM objects that refer to them, and not pictures.
     """
 
     scorer: Scorer
     reader: FileReader
     output: Output
     maps: Maps
+    dicom: bool = False
 
     def rows(self, source: Source, done: Set[str] = frozenset()) -> list[Row]:
         """Return the rows of all frames of a file; what is wrong with one is told in its row.
@@ -62,11 +66,15 @@ class Screening:
         try:
             image = self.reader.pixels(source.path, frame)
             scored = self.scorer.score(image)
+        except Exception as error:  # as above, and networks refuse images that are too small
+            return self._failed(source, _name(frame), patient, error)
+        map_name, trouble = "", ""
+        try:
             map_name = self._save_map(source, frame, image, scored)
         except OutputError:
             raise
-        except Exception as error:  # as above, and networks refuse images that are too small
-            return self._failed(source, _name(frame), patient, error)
+        except InputError as error:  # DICOM files that nothing can refer to
+            trouble = str(error)
         return Row(
             file=str(source.path),
             frame=_name(frame),
@@ -77,6 +85,7 @@ class Screening:
             threshold=number(self.scorer.bundle.image.decision),
             map=map_name,
             version=self.scorer.bundle.version,
+            error=trouble,
         )
 
     def _failed(self, source: Source, frame: str, patient: str, error: Exception) -> Row:
@@ -90,11 +99,33 @@ class Screening:
         plane = scored.map
         if not wanted or plane is None:
             return ""
+        if self.dicom and kind_of(source.path) == "dicom":
+            return self._save_dicom(source, frame, plane, scored)
         path = self.output.map_path(source, frame, ".png")
         label = "abnormal" if scored.abnormal else "normal"
         where = source.path.name if frame is None else f"{source.path.name}, frame {frame}"
         lines = [f"{label}, score {scored.score:.3f} (limit {1 - self.scorer.bundle.image.sensitivity:.3g})", where]
         return self.output.save(path, lambda part: draw_heat_map(image, plane, lines).save(part))
+
+    def _save_dicom(self, source: Source, frame: int | None, plane: Array, scored: Scored) -> str:
+        """Save a heat map as a DICOM object."""
+        path, bundle = self.output.map_path(source, frame, ".dcm"), self.scorer.bundle
+        try:
+            write_heat_map(
+                source.path,
+                frame,
+                plane.clip(0, 1),
+                path,
+                score=scored.score,
+                threshold=1 - bundle.image.sensitivity,
+                abnormal=scored.abnormal,
+                version=bundle.version.removeprefix("anomalib-msacl "),
+            )
+        except InputError as error:
+            if isinstance(error.__cause__, OSError):
+                raise OutputError(f"{error}, and go on by --resume") from error
+            raise
+        return path.relative_to(self.output.folder).as_posix()
 
 
 def in_order(work: Callable[[Given], Found], given: Iterable[Given], workers: int) -> Iterator[Found]:

@@ -16,7 +16,7 @@ class Summary:
     def __init__(self) -> None:
         self.labels: Counter[str] = Counter()
         self.errors = 0
-        self._files: Counter[bool] = Counter()
+        self._files = 0
         self._last = ""
         self._scores = array("d")
         self._patients: dict[str, float] = {}
@@ -24,12 +24,12 @@ class Summary:
     def add(self, row: Row) -> None:
         """Count a row, in the order of the table."""
         if row.file != self._last:
-            self._files[True] += 1
+            self._files += 1
             self._last = row.file
         if row.error:
             self.errors += 1
-            return
-        self.labels[row.label] += 1
+        if row.label:
+            self.labels[row.label] += 1
         if row.raw_score:
             raw = float(row.raw_score)
             self._scores.append(raw)
@@ -40,7 +40,7 @@ class Summary:
         """Return one line of summary."""
         images = sum(self.labels.values())
         return (
-            f"{images} images of {self._files[True]} files: {self.labels['abnormal']} abnormal, "
+            f"{images} images of {self._files} files: {self.labels['abnormal']} abnormal, "
             f"{self.labels['normal']} normal, {self.errors} errors"
         )
 
