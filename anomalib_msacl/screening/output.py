@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.screening.sources import Source
-from anomalib_msacl.screening.table import Progress, Row, ScoreTable, mend, read_rows, writing
+from anomalib_msacl.screening.table import Progress, Row, ScoreTable, mend, read_rows, unwritable, writing
 
 TABLE, MAPS = "scores.csv", "maps"
 _LOCK = ".screening.lock"
@@ -44,12 +44,13 @@ class Output:
         """
         lock = FileLock(self.folder / _LOCK)
         try:
-            with writing(self.folder):
-                lock.acquire(timeout=0)
-        except Timeout as error:
+            lock.acquire(timeout=0)
+        except Timeout as error:  # which is an OSError, too
             raise InputError(
-                f"another screening is writing to {self.folder}: wait for its end, or name another folder"
+                f"another screening is writing to {self.folder}: wait for its end, or name another folder by --out"
             ) from error
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
         try:
             yield
         finally:
@@ -70,7 +71,7 @@ class Output:
             InputError: If there is a table although ``resume`` is false, or one of another program or model.
         """
         progress = Progress()
-        if not self.table.exists():
+        if not self.table.exists() or self.table.stat().st_size == 0:
             return progress
         if not resume:
             raise InputError(

@@ -164,10 +164,15 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}): make room or name another folder by --out, and "
-            "go on by --resume"
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """Return the error that says what cannot be written, and why."""
+    return OutputError(
+        f"{path} cannot be written ({error.strerror or error}): make room or name another folder by --out, and go on by "
+        "--resume"
+    )
 
 
 class OutputError(InputError):
