@@ -20,7 +20,7 @@ from anomalib_msacl.compat import is_attached
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.reading import READING
 from anomalib_msacl.screening.bundle import Bundle, Calibration, Limits
-from anomalib_msacl.thresholds.callback import PROMISE, SCORES, NormalsThreshold
+from anomalib_msacl.thresholds.callback import PROMISE, SCORES, NormalsThreshold, promise_record
 from anomalib_msacl.transfer import find_backbone
 
 _PACKAGES = ("anomalib", "torch", "torchvision", "timm", "openvino", "onnx")
@@ -33,7 +33,7 @@ class Record:
     Attributes:
         reading: How its files were read; None if anomalib's own reader did.
         scores: Raw scores of held-out images that the thresholds come from, by ``image`` and ``pixel``.
-        promise: What :meth:`anomalib_msacl.NormalsThreshold.record` returned; empty without it.
+        promise: What :func:`anomalib_msacl.thresholds.callback.promise_record` returned; empty without it.
     """
 
     reading: Mapping[str, Any] | None
@@ -56,7 +56,7 @@ class Record:
         datamodule = getattr(trainer, "datamodule", None)
         state = {} if datamodule is None else datamodule.state_dict()
         callbacks = [one for one in trainer.callbacks if isinstance(one, NormalsThreshold) and one.calibration]
-        scores, promise = (callbacks[0].calibration, callbacks[0].record()) if callbacks else ({}, {})
+        scores, promise = (callbacks[0].calibration, promise_record(callbacks[0])) if callbacks else ({}, {})
         return cls(state.get(READING), scores, promise)
 
 

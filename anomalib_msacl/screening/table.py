@@ -170,8 +170,8 @@ def writing(path: Path) -> Iterator[None]:
 def unwritable(path: Path, error: OSError) -> OutputError:
     """Return the error that says what cannot be written, and why."""
     return OutputError(
-        f"{path} cannot be written ({error.strerror or error}): make room or name another folder by --out, and go on by "
-        "--resume"
+        f"{path} cannot be written ({error.strerror or error}): make room or name another folder by --out, then go on "
+        "by --resume"
     )
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 SCORES = "anomalib_msacl_normals"
 """Entry of a checkpoint: the scores that its thresholds come from, by ``image`` and ``pixel``."""
 PROMISE = "anomalib_msacl_promise"
-"""Entry of a checkpoint: what :meth:`NormalsThreshold.record` returns."""
+"""Entry of a checkpoint: what :func:`promise_record` returns."""
 _MOST = 0.5  # part of the training images that may be advised to hold out
 
 
@@ -179,7 +179,7 @@ class NormalsThreshold(Callback):
             buffers = cast("PostProcessor", pl_module.post_processor).state_dict(prefix="post_processor.")
             state.update({name: value for name, value in buffers.items() if name in state})
             checkpoint[SCORES] = {kind: list(scores) for kind, scores in self.calibration.items()}
-            checkpoint[PROMISE] = self.record()
+            checkpoint[PROMISE] = promise_record(self)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over the scores that the thresholds of a checkpoint come from."""
@@ -204,11 +204,6 @@ class NormalsThreshold(Callback):
                 "NormalsThreshold: %s gave the held-out images no scores, so no threshold was set.",
                 type(pl_module).__name__,
             )
-
-    def record(self) -> dict[str, Any]:
-        """Return the promise, whether it is about patients, and the level of a shift, as plain data for exports."""
-        patients = self._held_out is not None and self._held_out.named
-        return {"promise": self.promise(), "patients": patients, "level": self.shift_level}
 
     def promise(self) -> str:
         """Return one sentence: number of scores, rank, what is promised and what is not.
@@ -301,6 +296,13 @@ class NormalsThreshold(Callback):
                 "expect more false positives" if found.higher else "expect fewer false positives, and finds,",
                 "; lesions among them may be the reason" if unknown else "",
             )
+
+
+def promise_record(callback: NormalsThreshold) -> dict[str, Any]:
+    """Return the promise, whether it is about patients, and the level of a shift, as plain data for exports."""
+    held_out = callback._held_out  # noqa: SLF001  # in its own module
+    patients = held_out is not None and held_out.named
+    return {"promise": callback.promise(), "patients": patients, "level": callback.shift_level}
 
 
 def _is_never_fitted(pl_module: LightningModule) -> bool:
