@@ -73,7 +73,7 @@ def run_screening(
     workers = cores if workers is None else workers
     if workers < 1:
         raise InputError(f"workers is {workers}: set it to 1 or more")
-    sources, others = find_sources(images)
+    sources, others = find_sources(images, out)
     output, summary = Output(Path(out)), Summary()
     with output.locked():
         scorer = load_scorer(model, workers, cores, model_class)
@@ -95,6 +95,8 @@ def run_screening(
                     table.add(row)
                     summary.add(row)
                 bar.update()
+        except KeyboardInterrupt as error:
+            raise InputError(f"stopped; what is done is in {output.table}, and --resume goes on") from error
         finally:
             bar.close()
             table.close()

@@ -29,6 +29,8 @@ def draw_heat_map(image: Array, anomaly_map: Array, lines: list[str]) -> Image.I
         text.
     """
     size = _size(image.shape[-2], image.shape[-1])
+    step = max(1, max(image.shape) // (2 * _LONGEST))  # a large image need not be copied as a whole
+    image = image[:, ::step, ::step]
     picture = Image.fromarray((image.transpose(1, 2, 0) * 255).round().astype(np.uint8)).resize(
         size, Image.Resampling.BOX
     )

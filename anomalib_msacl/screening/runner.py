@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,7 +66,7 @@ class Screening:
         """Return the row of an image."""
         try:
             image = self.reader.pixels(source.path, frame)
-            scored = self.scorer.score(image)
+            scored = _checked(self.scorer.score(image))
         except Exception as error:  # as above, and networks refuse images that are too small
             return self._failed(source, _name(frame), patient, error)
         map_name, trouble = "", ""
@@ -152,6 +153,13 @@ def in_order(work: Callable[[Given], Found], given: Iterable[Given], workers: in
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _checked(scored: Scored) -> Scored:
+    """Raise :class:`UnreadableError` where a score is no number, which no threshold calls abnormal."""
+    if math.isnan(scored.score):
+        raise UnreadableError("has a score that is no number (NaN)")
+    return scored
 
 
 def _name(frame: int | None) -> str:

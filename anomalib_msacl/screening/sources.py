@@ -25,12 +25,13 @@ class Source:
     name: str
 
 
-def find_sources(images: Sequence[str | Path]) -> tuple[list[Source], int]:
+def find_sources(images: Sequence[str | Path], leave_out: str | Path | None = None) -> tuple[list[Source], int]:
     """Return the files to screen, each once.
 
     Args:
         images: Files, which are taken whatever they are called, and folders, of which the images are taken: by the
             ends of their names, or because they begin as DICOM files do. Hidden files are not taken.
+        leave_out: A folder that nothing is taken from: the one that maps are written to.
 
     Returns:
         The files, folder by folder in the order of their names, and the number of other files in the folders.
@@ -40,6 +41,7 @@ def find_sources(images: Sequence[str | Path]) -> tuple[list[Source], int]:
     """
     found: dict[Path, Source] = {}
     others = 0
+    out = None if leave_out is None else Path(os.path.abspath(leave_out))  # noqa: PTH100
     for given in images:
         place = Path(os.path.abspath(given))  # noqa: PTH100  # resolve() would follow links set on purpose
         if not place.is_dir():
@@ -47,7 +49,7 @@ def find_sources(images: Sequence[str | Path]) -> tuple[list[Source], int]:
                 raise InputError(f"{given} is missing: name files or folders that exist")
             found.setdefault(place, Source(place, place.name))
             continue
-        for path in _files_below(place):
+        for path in _files_below(place, out):
             if _is_taken(path, place):
                 found.setdefault(path, Source(path, str(path.relative_to(place))))
             else:
@@ -57,7 +59,7 @@ def find_sources(images: Sequence[str | Path]) -> tuple[list[Source], int]:
     return list(found.values()), others
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
     """Yield all files in a folder and below it, in the order of their names; links to folders are not followed."""
 
     def fail(error: OSError) -> None:
@@ -66,7 +68,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
         ) from error
 
     for place, folders, names in os.walk(folder, onerror=fail):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if Path(place, name) != out)
         yield from (Path(place, name) for name in sorted(names))
 
 

@@ -242,6 +242,8 @@ def test_models_and_images_are_found_or_what_is_missing_is_told(trained: Trained
     (path, *_), others = find_sources([trained.root / "new", trained.root / "new/0", tmp_path])
     assert path == Source(trained.root / "new/0", "0")
     assert others == 2
+    inside = find_sources([trained.root], leave_out=trained.root / "new")[0]
+    assert not [source for source in inside if source.path.parent.name == "new"]
 
 
 def test_a_file_that_cannot_be_written_to_its_end_has_no_name(tmp_path: Path) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from anomalib_msacl.screening.bundle import Calibration
+from anomalib_msacl.screening.bundle import Bundle, Calibration, Limits
+from anomalib_msacl.screening.files import FileReader
 from anomalib_msacl.screening.heat_map import draw_heat_map
-from anomalib_msacl.screening.runner import in_order
+from anomalib_msacl.screening.output import Output
+from anomalib_msacl.screening.runner import Screening, in_order
+from anomalib_msacl.screening.scorer import Scored
+from anomalib_msacl.screening.sources import Source
 from anomalib_msacl.screening.summary import Summary
 from anomalib_msacl.screening.table import Row
 
@@ -73,6 +81,27 @@ def test_where_nothing_is_marked_the_image_is_seen_and_what_is_marked_is_surroun
     edge = (marked == (0, 255, 255)).all(axis=-1)
     assert edge[:, 100].sum() == edge[150].sum() == 2  # above and below, left and right
     assert not edge[far].any()
+
+
+@dataclass(frozen=True)
+class Blind:
+    """A model that gives no numbers."""
+
+    bundle: Any = None
+
+    def score(self, image: np.ndarray) -> Scored:
+        return Scored(math.nan, math.nan, False, None)
+
+
+def test_an_image_whose_score_is_no_number_is_not_called_normal(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)).save(path)
+    limits = Limits(1.0, 0.0, 2.0)
+    bundle = Bundle("a.B", "", "", "0", {}, (), (), limits, limits)
+    screening = Screening(Blind(bundle), FileReader(None), Output(tmp_path / "out"), "all")
+    (row,) = screening.rows(Source(path, "a.png"))
+    assert row.error == "has a score that is no number (NaN)"
+    assert not row.label
 
 
 def test_a_picture_has_a_bounded_size_with_room_for_text_and_scale() -> None:
