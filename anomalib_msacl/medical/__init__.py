@@ -1,6 +1,6 @@
 """Medical images: DICOM, NIfTI and images of more than 8 bits, read alike, and datamodules of them.
 
-Names are loaded when they are first used: the readers of files need no torch.
+Names are imported when they are first used: reading files needs neither torch nor anomalib.
 """
 
 from __future__ import annotations
@@ -32,23 +32,26 @@ __all__ = [
     "Slices",
 ]
 
-_HOME = {
+_HOMES = {
+    "LAG": "published",
+    "CovidX": "published",
     "File": "table",
+    "HyperKvasir": "published",
     "ImageReader": "reader",
     "Intensity": "intensity",
+    "LiuColonoscopy": "published",
     "MedicalDataModule": "datamodule",
     "MedicalDataset": "dataset",
     "MedicalFolder": "folder",
     "Slices": "slices",
-    **dict.fromkeys(("LAG", "CovidX", "HyperKvasir", "LiuColonoscopy"), "published"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
-    if name not in _HOME:
+    """Import the module of a public name when it is first asked for."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,1 +1,1 @@
-"""Screening of files with a trained detector; what runs without torch."""
+"""Screening: an exported model, or a checkpoint, on files of any kind. Needs neither torch nor anomalib for exports."""
