@@ -16,7 +16,7 @@ from anomalib_msacl.errors import InputError, first_line
 def restored(model: AnomalibModule, path: Path) -> AnomalibModule:
     """Return the model of a checkpoint, with the checkpoint's settings.
 
-    anomalib leaves the pre-processor out of the settings. Networks that depend on the size of their input are then built
+    anomalib leaves the pre-processor out of the settings, and builds networks that depend on the size of their input
     for the default of their class. Here they get the pre-processor of the checkpoint from the start.
 
     Args:
@@ -27,18 +27,21 @@ def restored(model: AnomalibModule, path: Path) -> AnomalibModule:
         InputError: If it cannot be read, or is of another class.
     """
     kind = type(model)
+    own = {name: getattr(model, name) for name in ("evaluator", "visualizer")}
     AnomalibModule.on_load_checkpoint(model, _read(path, kind))  # the parts below become those of the checkpoint
-    names = ("pre_processor", "post_processor", "evaluator", "visualizer")
-    parts: dict[str, Any] = {name: getattr(model, name) or False for name in names}
+    parts: dict[str, Any] = {name: getattr(model, name) or False for name in ("pre_processor", "post_processor")}
     try:
-        return kind.load_from_checkpoint(path, map_location="cpu", **parts)
+        found = kind.load_from_checkpoint(path, map_location="cpu", **parts)
     except InputError:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} is no checkpoint of {kind.__name__} that this anomalib can load ({first_line(error)}): give --model "
-            "the class that was trained, and use the anomalib that trained it"
+            f"{path} is no checkpoint of {kind.__name__} that this anomalib can load ({first_line(error)}): give "
+            "--model the class that was trained, and use the anomalib that trained it"
         ) from error
+    for name, part in own.items():  # the checkpoint may have switched them off
+        setattr(found, name, part)
+    return found
 
 
 def _read(path: Path, kind: type[AnomalibModule]) -> dict[str, Any]:
