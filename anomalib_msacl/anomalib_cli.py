@@ -31,7 +31,7 @@ def run_anomalib(arguments: list[str]) -> None:
         CommandLine(arguments)
 
 
-class CommandLine(AnomalibCLI):  # type: ignore[misc]  # anomalib's is untyped
+class CommandLine(AnomalibCLI):
     """``anomalib`` with models from checkpoints, and scores in a file."""
 
     def instantiate_classes(self) -> None:

@@ -69,8 +69,8 @@ class ScoresCsv(Callback):
         self.on_test_end(trainer, pl_module)
 
     on_predict_start = on_test_start
-    on_predict_batch_start = on_test_batch_start
-    on_predict_batch_end = on_test_batch_end
+    on_predict_batch_start = on_test_batch_start  # type: ignore[assignment]  # it takes what it gets
+    on_predict_batch_end = on_test_batch_end  # type: ignore[assignment]
     on_predict_end = on_test_end
 
     def _write(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from anomalib.data import ImageBatch, ImageItem
 
@@ -46,6 +46,6 @@ class MedicalBatch(ImageBatch):
     def items(self) -> list[ImageItem]:
         """The images one by one, as the visualiser wants them."""
         found: list[ImageItem] = super().items
-        for item, picture in zip(found, self.pictures, strict=True):
+        for item, picture in zip(found, cast("Any", self).pictures, strict=True):
             item.image_path = picture
         return found
