@@ -31,7 +31,7 @@ from typing import Any
 
 import lightning
 import torch
-from anomalib.data.utils.split import random_split
+from anomalib.data import ImageBatch
 from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from anomalib.engine import Engine
 from anomalib.models import Padim, Patchcore
@@ -80,6 +80,11 @@ def judged(threshold: float, scores: Tensor, labels: Tensor) -> dict[str, str]:
     return {name: f"{value:.4f}" for name, value in values.items()}
 
 
+def scores_only(scores: Tensor, labels: Tensor) -> ImageBatch:
+    """Return a batch that holds scores and labels, for anomalib's post-processor."""
+    return ImageBatch(image=torch.zeros(len(scores), 3, 1, 1), pred_score=scores, gt_label=labels)
+
+
 class Fitted:
     """A detector that was fitted while images were held out.
 
@@ -126,13 +131,20 @@ class Fitted:
             ("medmix F1", MedMixDataset(images, seed=number)),
         ):
             found[arm] = judged(chosen_threshold(scored(self.model, lesions)), self.scores, self.labels)
-        other, half = random_split(self.data.test_data, 0.5, label_aware=True, seed=number)
-        rest = scored(self.model, other)
-        threshold = chosen_threshold(scored(self.model, half))
-        found["real F1"] = judged(threshold, gather(rest, "pred_score"), gather(rest, "gt_label").long())
+        half = self.half(generator)
+        threshold = chosen_threshold([scores_only(self.scores[half], self.labels[half])])
+        found["real F1"] = judged(threshold, self.scores[~half], self.labels[~half])
         p_value = shift(held_out, self.scores[self.labels == 0].tolist()).p_value
         base = {"seed": str(self.seed), "draw": str(number), "held_out": str(len(held_out))}
         return [{**base, "arm": arm, **values, "shift_p": f"{p_value:.3g}"} for arm, values in found.items()]
+
+    def half(self, generator: torch.Generator) -> Tensor:
+        """Return which test images belong to a random half of the normal and of the abnormal ones."""
+        chosen = torch.zeros_like(self.labels, dtype=torch.bool)
+        for label in (0, 1):
+            of_label = (self.labels == label).nonzero()[:, 0]
+            chosen[of_label[torch.randperm(len(of_label), generator=generator)[: len(of_label) // 2]]] = True
+        return chosen
 
 
 def run(folder: Path, weights: str, seed: int, size: int, draws: int, detectors: list[str]) -> list[dict[str, str]]:
