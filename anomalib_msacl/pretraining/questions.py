@@ -88,7 +88,7 @@ def _ordered(distances: Tensor, images: int) -> Tensor:
     Returns:
         By the normal image under the lesions, and the normal image, shape ``(images, images)``.
     """
-    normal, lesions = distances[:, None, None, :images], distances[:, images:].unflatten(1, (-1, images))[..., None]
+    normal, lesions = distances[:, None, None, :images], distances[:, images:].reshape(len(distances), -1, images, 1)
     return ((lesions > normal).double() + 0.5 * (lesions == normal)).mean(dim=(0, 1))
 
 
