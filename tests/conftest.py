@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import Msacl, Recipe
 from anomalib_msacl.data import Phantom
+from anomalib_msacl.detectors.msacl import lesion_head
 from anomalib_msacl.recipe import RENAMED
+from anomalib_msacl.screening.signal_stack import kept_signal_stack
 
 # The tensors of these tests are small: on a shared machine threads cost more than they give.
 torch.set_num_threads(1)
@@ -37,6 +39,21 @@ def make_recipe(**settings: Any) -> Recipe:
         else:
             plain[part] = value
     return Recipe.of(plain)
+
+
+@pytest.fixture(autouse=True)
+def _kept_signal_stack() -> Iterator[None]:
+    """Tests that compile models with OpenVINO leave the process as it was: see the module."""
+    with kept_signal_stack():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_lesion_head() -> Iterator[None]:
+    """A few steps for the lesion head of `Msacl`: its 60 are most of what a small run costs, and no test needs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lesion_head, "_STEPS", 4)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from anomalib_msacl.errors import InputError, first_line
 from anomalib_msacl.medical.image import Array
 from anomalib_msacl.screening.bundle import CHANNELS, Bundle, read_bundle
 from anomalib_msacl.screening.scorer import Scored
+from anomalib_msacl.screening.signal_stack import kept_signal_stack
 
 _PROBE = 64  # pixels of the image that the model is tried with
 _CLOSE = 1e-3  # between a normalised score and that of the raw one
@@ -52,7 +53,8 @@ class OpenVINOScorer:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": workers,
         }
-        compiled = core.compile_model(network, "CPU", config)
+        with kept_signal_stack():
+            compiled = core.compile_model(network, "CPU", config)
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(workers):
             self._requests.put(compiled.create_infer_request())
