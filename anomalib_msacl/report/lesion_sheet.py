@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2.functional import resize, to_pil_image
@@ -120,7 +120,7 @@ def _draw_sheet(rows: Sequence[Tensor], labels: Sequence[str]) -> Image.Image:
     size, gap = rows[0].shape[-1], 2
     width, height = len(labels) * (size + gap) + gap, len(rows) * (size + gap) + gap
     sheet = Image.new("RGB", (width, height + 2 * _LABEL), "white")
-    pen = ImageDraw.Draw(sheet)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for column, label in enumerate(labels):
         left = gap + column * (size + gap)
         for line, row in enumerate(rows):
@@ -128,7 +128,7 @@ def _draw_sheet(rows: Sequence[Tensor], labels: Sequence[str]) -> Image.Image:
         words, lines = label.split(", "), [""]
         for word in words:
             longer = f"{lines[-1]}, {word}" if lines[-1] else word
-            lines = [*lines[:-1], longer] if pen.textlength(longer) <= size else [*lines, word]
+            lines = [*lines[:-1], longer] if pen.textlength(longer, font) <= size else [*lines, word]
         for line, text in enumerate(lines[:2]):
-            pen.text((left, height + line * (_LABEL - 3)), text, fill="black")
+            pen.text((left, height + line * (_LABEL - 3)), text, fill="black", font=font)
     return sheet
