@@ -31,7 +31,7 @@ __all__ = [
     "ScoresCsv",
     "pretrain",
 ]
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _HOME = {
     "InputError": "errors",

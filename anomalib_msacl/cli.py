@@ -5,9 +5,11 @@ Nothing heavy is imported before it is needed: ``--help`` answers at once.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,6 +18,8 @@ from jsonargparse import ArgumentParser
 from anomalib_msacl.errors import InputError, one_line_errors
 
 _HERE = Path(__file__).parent
+_LIGHTNING = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")  # its loggers
+_CONFIG = ("--config", "-c")
 _ANOMALIB = ("train", "fit", "validate", "test", "predict", "export")
 
 
@@ -131,6 +135,70 @@ def screen(
     print_result(run_screening(model, images, out, maps, resume, workers, model_class, dicom))
 
 
+def compare(
+    data: str,
+    models: str = "msacl_patchcore,msacl_padim",
+    seeds: int = 3,
+    out: str = "results/compare",
+) -> None:
+    """Compare detectors on the untouched and on the pre-trained backbone: did it help?
+
+    Args:
+        data: A set: train/good, test/good, test/lesion and, with masks, ground_truth/lesion.
+        models: Configurations by name or file, with commas between them; their section data is not used.
+        seeds: How often everything is done anew.
+        out: Folder for the page, the scores and the weights.
+    """
+    from anomalib_msacl.comparison import find_layout, run_trials, summary, write_scores  # noqa: PLC0415
+    from anomalib_msacl.comparison.configured import Configured  # noqa: PLC0415
+
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}; set it to 1 or more.")
+    configs = [Configured.read(_config_file(name)) for name in models.split(",")]
+    layout, place = find_layout(data), Path(out)
+    place.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        trials = list(run_trials(layout, configs, range(seeds), place, lambda line: print(line, file=sys.stderr)))
+    page = summary(trials)
+    (place / "comparison.md").write_text(page, encoding="utf-8")
+    if trials[0].untouched:
+        write_scores(trials, place / "scores.csv")
+    print(page, place / "comparison.md", sep="\n")
+
+
+def _config_file(name: str) -> Path:
+    """Return a configuration: a file, or one that comes with the package."""
+    return Path(name) if Path(name).is_file() else config_path(name)
+
+
+def report(run: str, out: str | None = None, before: bool = True) -> None:
+    """Write a report of a run as one HTML file that needs no network.
+
+    Args:
+        run: The folder that anomalib train has left, e.g. results/Patchcore/my_images/latest.
+        out: The file to write; report.html in that folder if left out.
+        before: Fit the detector on the untouched backbone too, to show maps before and after.
+    """
+    from anomalib_msacl.report.page import write_report  # noqa: PLC0415
+
+    with _quiet():
+        print(write_report(run, out, before))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Lightning keep to warnings: a command that runs it many times would drown what it says itself."""
+    loggers = [logging.getLogger(name) for name in _LIGHTNING]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
 # Words of a command that take none, or several.
 _WORDS: dict[str, dict[str, dict[str, str]]] = {
     "configs": {"name": {"nargs": "?", "help": "A configuration, e.g. msacl_patchcore; all of them if left out."}},
@@ -141,7 +209,13 @@ _WORDS: dict[str, dict[str, dict[str, str]]] = {
         "--dicom": {"action": "store_true", "help": "Save heat maps of DICOM files as DICOM objects."},
     },
 }
-COMMANDS: dict[str, Callable[..., None]] = {"configs": configs, "lesions": lesions, "screen": screen}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "configs": configs,
+    "lesions": lesions,
+    "compare": compare,
+    "report": report,
+    "screen": screen,
+}
 
 
 def _parser() -> ArgumentParser:
@@ -168,4 +242,17 @@ def _run_anomalib(arguments: list[str]) -> None:
     """Run anomalib's own command line as this package does."""
     from anomalib_msacl.anomalib_cli import run_anomalib  # noqa: PLC0415  # brings all models along
 
-    run_anomalib(arguments)
+    run_anomalib(_with_paths(arguments))
+
+
+def _with_paths(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which a configuration of the package is named by its path, where no file has that name."""
+    known = {name: str(path) for path in config_paths() for name in (path.stem, path.name)}
+    found = list(arguments)
+    for index, word in enumerate(found):
+        option, equals, name = word.partition("=")
+        if option in _CONFIG and equals and not Path(name).exists():
+            found[index] = f"{option}={known.get(name, name)}"
+        elif index and found[index - 1] in _CONFIG and not Path(word).exists():
+            found[index] = known.get(word, word)
+    return found

@@ -44,13 +44,13 @@ from anomalib.engine import Engine
 from anomalib.metrics import AUPRO, Evaluator
 from matplotlib import pyplot as plt
 from scipy.stats import spearmanr
-from scipy.stats import t as student_t
 from torch import Tensor
 from torchvision.transforms.v2 import Resize
 
 from _common import AUROC, auroc, pre_processor, rows, set_of, sets_in
 from anomalib_msacl import Msacl, MsaclPretraining, Recipe
 from anomalib_msacl.backbone import Encoder, create_backbone, save_backbone
+from anomalib_msacl.comparison.statistics import interval, spread
 from anomalib_msacl.pretraining import Questions, pretrain
 from anomalib_msacl.pretraining.preparation import encoder_for
 from baselines import BASELINES
@@ -340,23 +340,6 @@ class Comparison:
             for group in pairs
             if all(pair in ours and pair in theirs for pair in group)
         ]
-
-
-def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Return the mean and half of its interval by Student's t; not a number for a single value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, math.nan
-    quantile = float(student_t.ppf((1 + confidence) / 2, len(values) - 1))
-    return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation, without leading zeros; the mean alone of a single value."""
-    if not values:
-        return "-"
-    mean = f"{statistics.fmean(values):.3f}".lstrip("0")
-    return f"{mean} ± {statistics.stdev(values):.3f}".replace("± 0", "± ") if len(values) > 1 else mean
 
 
 def table(runs: list[dict[str, str]], reference: str, arms: Sequence[str] | None) -> Iterator[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -24,6 +26,7 @@ _TEMPLATE = """---
 - input: {{ size }} pixels, mean {{ provenance.mean | list }}, std {{ provenance.std | list }}
 - layers: {{ provenance.layers | join(", ") }}; feature maps down to the deepest: {{ whitened }}
 - steps made: {{ facts.steps }}; seed and settings: in the recipe below
+- kept: {{ facts.kept or "nothing was compared" }}
 - versions: {{ versions }}
 
 {{ facts.verdict }}
@@ -53,6 +56,7 @@ class CardFacts:
         steps: Steps that were made.
         verdict: One sentence: which weights are kept, and why.
         candidates: Name, image AUROC and pixel AUROC of all that were compared.
+        kept: Name of the candidate that is kept; None where nothing was compared, or where an older card does not say.
     """
 
     recipe: Mapping[str, Any]
@@ -61,6 +65,7 @@ class CardFacts:
     steps: int = 0
     verdict: str = "No step was made: these are the initial weights, but for the scale of whitened maps."
     candidates: Sequence[tuple[str, float, float]] = field(default_factory=tuple)
+    kept: str | None = None
 
 
 def model_card(provenance: Provenance, facts: CardFacts) -> str:
@@ -87,6 +92,33 @@ def model_card(provenance: Provenance, facts: CardFacts) -> str:
         recipe=json.dumps(facts.recipe, indent=2),
     )
     return str(card)
+
+
+def read_card(folder: str | Path) -> CardFacts | None:
+    """Read what the model card of a folder of weights tells of their pre-training.
+
+    Args:
+        folder: Of weights that this package saved.
+
+    Returns:
+        The facts; None where there is no card, or one of others.
+    """
+    path = Path(folder) / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    data = re.search(r"^- data: (.*), (\S+) normal training images$", text, re.MULTILINE)
+    steps = re.search(r"^- steps made: (\d+);", text, re.MULTILINE)
+    kept = re.search(r"^- kept: (.*)$", text, re.MULTILINE)
+    recipe = re.search(r"^```json\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    if not data or not steps or not recipe:
+        return None
+    verdict = re.search(r"^(MSACL: .*)$", text, re.MULTILINE)
+    candidates = [
+        (name, float(image), float(pixel))
+        for name, image, pixel in re.findall(r"^\| (.+?) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    ]
+    facts = CardFacts(json.loads(recipe.group(1)), data.group(1), data.group(2), int(steps.group(1)))
+    named = kept.group(1) if kept and kept.group(1) in {name for name, _, _ in candidates} else None
+    return replace(facts, verdict=verdict.group(1) if verdict else facts.verdict, candidates=candidates, kept=named)
 
 
 def version_of(package: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from anomalib.data import AnomalibDataModule
@@ -16,6 +17,7 @@ from anomalib_msacl.data.inspection import Inspection, check_usable, inspect_eac
 from anomalib_msacl.data.masks import check_masks, inspect_mask
 from anomalib_msacl.data.samples import inspected_files
 from anomalib_msacl.errors import InputError, name_some
+from anomalib_msacl.lesions import LesionMixture
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +48,13 @@ def check_datamodule(
         read where a reader of this package does it.
 
     Raises:
-        InputError: On the first of these that holds, naming the files: there are no or too few training images; a
+        InputError: On the first of these that holds, naming the files: the training augmentations put lesions into the
+            images, which would then not be normal; there are no or too few training images; a
             training image is labelled abnormal; a file cannot be decoded; an image is too small; all training images
             are of one value throughout; a mask of an abnormal image is broken, empty, of another shape, or has no
             background; a training image is, byte for byte, also an abnormal image of the validation or test set.
     """
+    _check_augmentations(datamodule)
     train = image_paths(datamodule, "train_data")
     _check_train_count(datamodule.name, len(train), minimum_train_images)
     _check_train_labels(image_paths(datamodule, "train_data", only_abnormal=True))
@@ -67,6 +71,23 @@ def check_datamodule(
     _check_masks(datamodule, looked_at)
     _check_copies(datamodule, found, train)
     return {path: found[path].sha256 for path in train}
+
+
+def _check_augmentations(datamodule: AnomalibDataModule) -> None:
+    """Refuse augmentations with lesions: pre-training draws its own, and takes the images for normal."""
+    found = next((part for part in _parts(datamodule.train_augmentations) if isinstance(part, LesionMixture)), None)
+    if found is not None:
+        raise InputError(
+            f"train_augmentations of the datamodule {datamodule.name} has {type(found).__name__}, but the pre-training "
+            "takes training images for normal and puts lesions into them itself; leave one of the two out."
+        )
+
+
+def _parts(transform: Any) -> Iterator[Any]:
+    """Yield the steps of a transform, however deep they are nested."""
+    yield transform
+    for part in getattr(transform, "transforms", ()):
+        yield from _parts(part)
 
 
 def check_validation(datamodule: AnomalibDataModule, trainer: Trainer) -> None:

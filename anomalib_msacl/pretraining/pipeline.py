@@ -80,7 +80,7 @@ class Pretrained:
         compared = [(name, score.image_auroc, score.pixel_auroc) for name, score in self.candidates.items()]
         facts = CardFacts(self.recipe.plain(), data, "unknown" if images is None else images, self.steps)
         if self.steps or compared:
-            facts = replace(facts, verdict=self.verdict, candidates=compared)
+            facts = replace(facts, verdict=self.verdict, candidates=compared, kept=self.kept)
         return save_backbone(encoder.backbone, directory, provenance, model_card(provenance, facts))
 
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
+from anomalib_msacl.comparison.layout import training_folder
 from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions import LesionMixture, Lesions
@@ -21,7 +22,6 @@ from anomalib_msacl.recipe import Recipe
 
 _OUTLINE = (0.0, 0.62, 0.45)  # a green that people with colour blindness tell from tissue
 _LABEL = 16  # pixels below a column
-_NORMAL = ("train/good", "train/normal", "train")  # where a set keeps its normal training images
 
 
 def lesion_sheet(
@@ -48,8 +48,21 @@ def lesion_sheet(
     """
     if columns < 1 or size < 32:
         raise InputError(f"the sheet has columns {columns} and size {size}: set them to 1 and 32 at least.")
-    images = _read(Path(folder), size, columns)
-    mixture = mixture or Recipe().lesions.mixture()
+    return draw_sheet(_read(Path(folder), size, columns), mixture or Recipe().lesions.mixture(), seed)
+
+
+def draw_sheet(images: Tensor, mixture: LesionMixture, seed: int = 0) -> Image.Image:
+    """Draw the sheet of images that were read already.
+
+    Args:
+        images: One a column, in [0, 1], shape ``(N, 3, H, W)``, square and at least 32 pixels a side.
+        mixture: What draws the lesions.
+        seed: Seed of the lesions.
+
+    Returns:
+        The picture, RGB.
+    """
+    columns = len(images)
     counts = torch.arange(columns) % 3 + 1
     lesions = mixture.draw(images, counts, torch.Generator().manual_seed(seed))
     changed, masks = mixture.apply(images, lesions)
@@ -77,10 +90,8 @@ def write_lesion_sheet(folder: str | Path, out: str | Path, size: int = 128, see
 
 def _read(folder: Path, size: int, number: int) -> Tensor:
     """Return images of a folder in [0, 1], shape ``(number, 3, size, size)``."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; name one of normal images.")
-    place = next((folder / name for name in _NORMAL if (folder / name).is_dir()), folder)
-    paths = sorted(path for path in place.iterdir() if path.is_file() and is_image(path, place))
+    place = training_folder(folder)
+    paths = sorted(path for path in place.rglob("*") if path.is_file() and is_image(path, place))
     if not paths:
         raise InputError(f"{place} has no images; name a folder of normal images.")
     chosen = [paths[index * len(paths) // number] for index in range(number)]
@@ -109,7 +120,7 @@ def _draw_sheet(rows: Sequence[Tensor], labels: Sequence[str]) -> Image.Image:
     size, gap = rows[0].shape[-1], 2
     width, height = len(labels) * (size + gap) + gap, len(rows) * (size + gap) + gap
     sheet = Image.new("RGB", (width, height + 2 * _LABEL), "white")
-    pen = ImageDraw.Draw(sheet)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for column, label in enumerate(labels):
         left = gap + column * (size + gap)
         for line, row in enumerate(rows):
@@ -117,7 +128,7 @@ def _draw_sheet(rows: Sequence[Tensor], labels: Sequence[str]) -> Image.Image:
         words, lines = label.split(", "), [""]
         for word in words:
             longer = f"{lines[-1]}, {word}" if lines[-1] else word
-            lines = [*lines[:-1], longer] if pen.textlength(longer) <= size else [*lines, word]
+            lines = [*lines[:-1], longer] if pen.textlength(longer, font) <= size else [*lines, word]
         for line, text in enumerate(lines[:2]):
-            pen.text((left, height + line * (_LABEL - 3)), text, fill="black")
+            pen.text((left, height + line * (_LABEL - 3)), text, fill="black", font=font)
     return sheet

@@ -9,7 +9,9 @@ import pytest
 from anomalib.data import Folder
 from jsonargparse import ArgumentParser
 from PIL import Image
+from torchvision.transforms.v2 import Compose, RandomHorizontalFlip
 
+from anomalib_msacl import MedMix
 from anomalib_msacl.data import CheckedFolder, check_datamodule
 from anomalib_msacl.errors import InputError
 
@@ -220,3 +222,10 @@ def test_command_line_takes_the_arguments_of_folder(root):
     assert datamodule.test_split_ratio == 0.3
     with pytest.raises(SystemExit):
         parser.parse_args([*arguments, "--data.init_args.no_such_argument=1"])
+
+
+def test_lesions_among_the_augmentations_are_refused(root: Path) -> None:
+    check_datamodule(ready(root, train_augmentations=Compose([RandomHorizontalFlip()])))
+    for transform in (MedMix(), Compose([RandomHorizontalFlip(), Compose([MedMix()])])):
+        with pytest.raises(InputError, match="train_augmentations of the datamodule mine has MedMix"):
+            check_datamodule(ready(root, train_augmentations=transform))

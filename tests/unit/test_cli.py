@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from anomalib.data import AnomalibDataModule
 from anomalib.models import Padim
 from jsonargparse import ArgumentParser
@@ -39,6 +40,33 @@ def test_a_configuration_is_copied_to_a_new_file_only(tmp_path: Path, capsys: py
             main(["configs", *arguments])
         assert "name " in capsys.readouterr().err
     assert target.read_text() == "changed"
+
+
+@pytest.mark.parametrize(
+    ("model", "data"), [("msacl_padim", "msacl_data_folder"), ("msacl_pretrain", "msacl_data_dicom")]
+)
+def test_two_configurations_make_one(model: str, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--config", model, f"--config={data}", "--data.init_args.root", "ROOT", "--print_config"])
+    assert caught.value.code == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    parts = [yaml.safe_load(config_path(name).read_text()) for name in (model, data)]
+    assert found["model"]["class_path"] == parts[0]["model"]["class_path"]
+    expected = parts[1]["data"]["init_args"] | {"root": "ROOT"}
+    assert {name: found["data"]["init_args"].get(name) for name in expected} == expected
+
+
+def test_what_configurations_have_in_common_is_the_same() -> None:
+    content = {path.stem: yaml.safe_load(path.read_text()) for path in config_path("msacl_padim").parent.glob("*.yaml")}
+    assert content["msacl_patchcore"]["model"] == content["msacl_patchcore_folder"]["model"]
+    assert content["msacl_data_dicom"]["data"] == content["msacl_padim_dicom"]["data"]
+    callbacks = {
+        str(callback["init_args"])
+        for name, found in content.items()
+        for callback in (found.get("trainer") or {}).get("callbacks", [])
+        if callback["class_path"] == "anomalib_msacl.MsaclPretraining" and name != "msacl_paper"
+    }
+    assert len(callbacks) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Models, datamodules and callbacks out of configurations of anomalib, built without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from anomalib.data import AnomalibDataModule
+from anomalib.models.components import AnomalibModule
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import Callback
+
+from anomalib_msacl.callback import MsaclPretraining
+from anomalib_msacl.errors import InputError, first_line
+
+# A picture for every test image is what anomalib writes by itself; here it would only cost time.
+_QUIET = {"visualizer": False}
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A configuration of anomalib, as ``anomalib train --config`` takes it.
+
+    Attributes:
+        content: The YAML, read.
+        place: Where it comes from, for messages.
+    """
+
+    content: Mapping[str, Any]
+    place: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> Configured:
+        """Read a file.
+
+        Raises:
+            InputError: If it cannot be read or names no model.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path} cannot be read as YAML ({first_line(error)}); name another file.") from error
+        if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+            raise InputError(f"{path} has no section model with a class_path; name a configuration of anomalib.")
+        return cls(content, str(path))
+
+    def model(self, **changes: Any) -> AnomalibModule:
+        """Build the model, without pictures of its own.
+
+        Args:
+            **changes: Arguments of the model in place of those of the configuration.
+
+        Raises:
+            InputError: If it cannot be built.
+        """
+        import anomalib_msacl.detectors.msacl  # noqa: F401, PLC0415  # known by name from here on
+
+        built: AnomalibModule = self._build("model", AnomalibModule, self.section("model"), {**_QUIET, **changes})
+        return built
+
+    def datamodule(self) -> AnomalibDataModule:
+        """Build the datamodule; nothing is read yet.
+
+        Raises:
+            InputError: If there is none, or it cannot be built.
+        """
+        if not isinstance(self.content.get("data"), dict):
+            raise InputError(f"{self.place} has no section data; name a configuration that has one.")
+        built: AnomalibDataModule = self._build("data", AnomalibDataModule, self.section("data"), {})
+        return built
+
+    def callbacks(self) -> list[Callback]:
+        """Build the callbacks of the trainer."""
+        entries = (self.content.get("trainer") or {}).get("callbacks") or []
+        entries = entries if isinstance(entries, list) else [entries]
+        return [self._build("callback", Callback, entry, {}) for entry in entries]
+
+    def pretraining(self) -> MsaclPretraining | None:
+        """Return the callback that pre-trains; None where the configuration has none."""
+        return next((each for each in self.callbacks() if isinstance(each, MsaclPretraining)), None)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return a section of the configuration."""
+        return dict(self.content.get(name) or {})
+
+    def _build(self, name: str, kind: type, section: Any, changes: Mapping[str, Any]) -> Any:
+        """Let jsonargparse build an object as the command line would."""
+        section = {"class_path": section} if isinstance(section, str) else dict(section)
+        if "class_path" not in section:  # the model's arguments may stand beside its name on a command line only
+            raise InputError(f"{self.place}: the section {name} has no class_path; add one.")
+        section["init_args"] = {**(section.get("init_args") or {}), **changes}
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(kind, name, required=True)
+        try:
+            return parser.instantiate_classes(parser.parse_object({name: section}))[name]
+        except ArgumentError as error:
+            raise InputError(f"{self.place}: {name} cannot be built ({error}); mend it.") from error

@@ -1,0 +1,158 @@
+"""What a comparison says: tables and sentences, also where pre-training did not help."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from anomalib_msacl.comparison.outcome import Outcome
+from anomalib_msacl.comparison.statistics import interval, resampled_difference, spread
+from anomalib_msacl.comparison.trials import Trial
+
+_FEW = 30  # images of a class below which an interval over images says little
+
+
+def summary(trials: Sequence[Trial]) -> str:
+    """Return a page in Markdown.
+
+    Args:
+        trials: Of one set; all with test images, or all without.
+    """
+    lines = list(_tested(trials) if trials[0].untouched else _untested(trials))
+    return "\n".join(lines) + "\n"
+
+
+def write_scores(trials: Sequence[Trial], path: Path) -> None:
+    """Write a row for every model, seed, backbone and test image: file, label and score."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["model", "seed", "backbone", "image", "label", "score"])
+        for trial in trials:
+            for arm, outcome in (("untouched", trial.untouched), ("pre-trained", trial.pretrained)):
+                if outcome is None or outcome.label is None:
+                    continue
+                rows = zip(outcome.paths, outcome.label.tolist(), outcome.score.tolist(), strict=True)
+                writer.writerows([trial.model, trial.seed, arm, *row] for row in rows)
+
+
+def _tested(trials: Sequence[Trial]) -> Iterator[str]:
+    """Yield the page of a set with abnormal test images."""
+    first = trials[0].untouched
+    labels = first.label.tolist() if first is not None and first.label is not None else []
+    ill, seeds = sum(labels), len({trial.seed for trial in trials})
+    yield f"Image AUROC on {len(labels) - ill} normal and {ill} abnormal test images, {_count(seeds, 'seed')}."
+    yield ""
+    yield "| model | untouched | pre-trained | difference | 95 % over seeds | 95 % over images |"
+    yield "|---|---|---|---|---|---|"
+    told = []
+    for model, own in _by_model(trials):
+        before, after = ([_auroc(outcome) for outcome in side] for side in _sides(own))
+        mean, half = interval([b - a for a, b in zip(before, after, strict=True)])
+        low, high = _over_images(own)
+        over_seeds = "-" if math.isnan(half) else f"{mean - half:+.3f} to {mean + half:+.3f}"
+        over_images = f"{low:+.3f} to {high:+.3f}"
+        yield f"| {model} | {spread(before)} | {spread(after)} | {mean:+.3f} | {over_seeds} | {over_images} |"
+        told.append(_verdict(model, (mean - half, mean + half), (low, high)))
+    yield ""
+    yield from told
+    yield from _pixels(trials)
+    yield ""
+    yield "The interval over seeds is that of other trainings on these images; the one over images is that of other"
+    yield "images like these. Neither speaks of another scanner, another site or another disease."
+    if min(ill, len(labels) - ill) < _FEW:
+        yield f"With fewer than {_FEW} images of a class, expect the interval over images to be too narrow."
+
+
+def _untested(trials: Sequence[Trial]) -> Iterator[str]:
+    """Yield the page of a set without abnormal test images."""
+    yield "There are no abnormal test images, so that nothing can be said of real lesions. What can be said: how well"
+    yield "held-out normal images are told from copies with synthetic lesions of families that were not trained with."
+    yield ""
+    yield "| model | seed | untouched | kept | which is |"
+    yield "|---|---|---|---|---|"
+    for trial in trials:
+        scores = {name: image for name, image, _ in trial.choice.candidates}
+        kept = trial.choice.kept or "last step"
+        cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in ("untouched", kept)]
+        yield f"| {trial.model} | {trial.seed} | {cells[0]} | {cells[1]} | {kept} |"
+    yield ""
+    yield "Synthetic lesions are a guide, not a proof. Labelled images in test/good and test/lesion would tell more."
+
+
+def _verdict(model: str, seeds: tuple[float, float], images: tuple[float, float]) -> str:
+    """Say in one sentence whether pre-training helped a model."""
+    known = [bounds for bounds in (seeds, images) if not math.isnan(bounds[0])]
+    alone = " One seed only: repeat with three or more before you rely on it." if len(known) == 1 else ""
+    if all(low > 0 for low, _ in known):
+        return f"- {model}: pre-training helped on this set.{alone}"
+    if all(high < 0 for _, high in known):
+        return f"- {model}: pre-training made it worse on this set; use the untouched backbone.{alone}"
+    return f"- {model}: no difference that these seeds and images can tell; pre-training may be left out.{alone}"
+
+
+def _pixels(trials: Sequence[Trial]) -> Iterator[str]:
+    """Yield the table of pixels where there are masks and maps."""
+    found = [(model, own) for model, own in _by_model(trials) if all(map(_has_pixels, own))]
+    if not found:
+        return
+    yield ""
+    yield "Pixel AUROC, of maps of at most 128 pixels a side:"
+    yield ""
+    yield "| model | untouched | pre-trained | difference | 95 % over seeds |"
+    yield "|---|---|---|---|---|"
+    for model, own in found:
+        before, after = ([_pixel_auroc(outcome) for outcome in side] for side in _sides(own))
+        mean, half = interval([b - a for a, b in zip(before, after, strict=True)])
+        over_seeds = "-" if math.isnan(half) else f"{mean - half:+.3f} to {mean + half:+.3f}"
+        yield f"| {model} | {spread(before)} | {spread(after)} | {mean:+.3f} | {over_seeds} |"
+
+
+def _by_model(trials: Sequence[Trial]) -> list[tuple[str, list[Trial]]]:
+    """Return the trials of each model."""
+    return [(name, [t for t in trials if t.model == name]) for name in dict.fromkeys(t.model for t in trials)]
+
+
+def _sides(trials: Sequence[Trial]) -> tuple[list[Any], list[Any]]:
+    """Return the outcomes with the untouched and with the pre-trained backbone."""
+    return [trial.untouched for trial in trials], [trial.pretrained for trial in trials]
+
+
+def _over_images(trials: Sequence[Trial]) -> tuple[float, float]:
+    """Return the bounds over images of what pre-training adds."""
+    before, after = _sides(trials)
+    # Where the normal test images are drawn from the training images, they differ from seed to seed.
+    if len({tuple(outcome.paths) for outcome in before}) == 1:
+        first, second = ([outcome.score for outcome in side] for side in (after, before))
+        return resampled_difference(before[0].label, first, second)
+    bounds = [resampled_difference(a.label, [b.score], [a.score]) for a, b in zip(before, after, strict=True)]
+    return statistics.fmean(low for low, _ in bounds), statistics.fmean(high for _, high in bounds)
+
+
+def _auroc(outcome: Outcome) -> float:
+    """Return the AUROC of images."""
+    return float(roc_auc_score(outcome.label, outcome.score))
+
+
+def _has_pixels(trial: Trial) -> bool:
+    """Whether maps and masks are there."""
+    return all(
+        each is not None and each.maps is not None and each.masks is not None and bool(each.masks.any())
+        for each in (trial.untouched, trial.pretrained)
+    )
+
+
+def _pixel_auroc(outcome: Outcome) -> float:
+    """Return the AUROC of pixels."""
+    return float(roc_auc_score(np.asarray(outcome.masks).ravel(), np.asarray(outcome.maps).astype(np.float32).ravel()))
+
+
+def _count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

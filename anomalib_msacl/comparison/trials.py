@@ -1,0 +1,130 @@
+"""The same detector on the untouched and on the pre-trained backbone, seed by seed."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+from anomalib.engine import Engine
+
+from anomalib_msacl.backbone.card import CardFacts, read_card
+from anomalib_msacl.callback import MsaclPretraining
+from anomalib_msacl.comparison.configured import Configured
+from anomalib_msacl.comparison.layout import Layout
+from anomalib_msacl.comparison.outcome import Outcome, predict
+from anomalib_msacl.errors import InputError
+from anomalib_msacl.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One model with one seed.
+
+    Attributes:
+        model: Name of the model.
+        seed: Of the split, the pre-training and the draws of the detector.
+        untouched: With the initial weights; None where there is nothing to test on.
+        pretrained: With the pre-trained weights; None where there is nothing to test on.
+        choice: What the choice of the weights compared, on held-out normal images with synthetic lesions.
+    """
+
+    model: str
+    seed: int
+    untouched: Outcome | None
+    pretrained: Outcome | None
+    choice: CardFacts
+
+
+def run_trials(
+    layout: Layout,
+    models: Sequence[Configured],
+    seeds: Sequence[int],
+    out: Path,
+    told: Callable[[str], None] = logger.info,
+) -> Iterator[Trial]:
+    """Run every model with every seed; the pre-trained weights are kept and used again.
+
+    Args:
+        layout: The images.
+        models: Configurations; their section ``data`` is not used.
+        seeds: One trial each.
+        out: Folder for the weights.
+        told: Called with a line before each part, for people.
+
+    Yields:
+        The trials, in the order of the models and of the seeds.
+
+    Raises:
+        InputError: If images or configurations cannot work.
+    """
+    names = _names(models)
+    for name, config in zip(names, models, strict=True):
+        for seed in seeds:
+            yield _trial(layout, config, name, seed, out, told)
+
+
+def _trial(layout: Layout, config: Configured, name: str, seed: int, out: Path, told: Callable[[str], None]) -> Trial:
+    """Run one model with one seed."""
+    given = config.pretraining() or MsaclPretraining()
+    recipe = replace(given.recipe, seed=seed)
+    tested = bool(layout.abnormal)
+    outcomes: list[Outcome | None] = []
+    for arm, used in (("untouched", untouched_recipe(recipe)), ("pre-trained", recipe)):
+        if not tested and arm == "untouched":
+            outcomes.append(None)
+            continue
+        told(f"{name}, seed {seed}, {arm}")
+        callback = MsaclPretraining(given.weights, used, out / "weights")
+        outcomes.append(_outcome(layout, config, seed, callback, tested))
+        directory = callback.directory
+    facts = read_card(directory) if directory else None
+    if facts is None:
+        raise InputError(f"the pre-trained weights of {name} have no model card in {out / 'weights'}; remove them.")
+    return Trial(name, seed, outcomes[0], outcomes[1], facts)
+
+
+def _outcome(layout: Layout, config: Configured, seed: int, callback: MsaclPretraining, tested: bool) -> Outcome | None:
+    """Fit a detector on the backbone that a callback brings, and test it."""
+    lightning.seed_everything(seed, verbose=False)
+    model = config.model(post_processor=False, evaluator=False)
+    data = layout.datamodule(seed)
+    with quiet_engine(callbacks=[callback]) as engine:
+        engine.fit(model, datamodule=data)
+        return predict(engine, model, data) if tested else None
+
+
+@contextmanager
+def quiet_engine(**options: Any) -> Iterator[Engine]:
+    """Give an engine that prints nothing and writes into a folder that is removed afterwards.
+
+    Args:
+        **options: Further arguments of the engine.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        yield Engine(
+            devices=1, limit_val_batches=options.pop("limit_val_batches", 0), default_root_dir=work, **QUIET, **options
+        )
+
+
+def _names(models: Sequence[Configured]) -> list[str]:
+    """Return a name for each model: that of its class, and of its file where classes repeat."""
+    names = [str(config.section("model").get("class_path", "")).rpartition(".")[2] for config in models]
+    return [
+        name if names.count(name) == 1 else f"{name} ({Path(config.place).stem})"
+        for name, config in zip(names, models, strict=True)
+    ]
+
+
+def untouched_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe that hands the initial weights over as they are."""
+    return replace(recipe, max_steps=0, whitening=replace(recipe.whitening, alone=False))

@@ -1,0 +1,167 @@
+"""Did it help? Intervals, layouts and sentences of a comparison, and the command on real files."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy.stats import ttest_1samp
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from anomalib_msacl import InputError
+from anomalib_msacl.backbone.card import CardFacts
+from anomalib_msacl.cli import main
+from anomalib_msacl.comparison import Trial, find_layout, interval, resampled_difference, summary
+from anomalib_msacl.comparison.outcome import Outcome
+from anomalib_msacl.comparison.roc import roc_band
+
+LABELS = np.array([0] * 12 + [1] * 8)
+RECIPE: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "accumulate": 1}
+RECIPE |= {"choice": {"evaluations": 1, "images": 4}, "loss": {"centre_images": 4}}
+
+
+def scores(seed: int, shift: float) -> np.ndarray:
+    """Scores of which those of abnormal images are higher by a shift."""
+    return np.random.default_rng(seed).normal(size=len(LABELS)) + shift * LABELS
+
+
+def outcome(values: np.ndarray) -> Outcome:
+    paths = [f"{index}.png" for index in range(len(values))]
+    return Outcome(paths, torch.tensor(values), torch.tensor(LABELS), None, None, None, None)
+
+
+def trials(before: float, after: float, seeds: int = 3) -> list[Trial]:
+    """Trials whose scores have a shift before and another one after."""
+    pairs = [(outcome(scores(seed, before)), outcome(scores(seed, after))) for seed in range(seeds)]
+    return [Trial("Padim", seed, *pair, CardFacts({})) for seed, pair in enumerate(pairs)]
+
+
+def test_the_interval_over_seeds_is_that_of_the_t_test() -> None:
+    values = [0.1, 0.04, 0.12]
+    mean, half = interval(values)
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_interval_over_images_is_that_of_a_plain_loop() -> None:
+    first, second = [scores(0, 2), scores(1, 2)], [scores(0, 0.5), scores(1, 0.5)]
+    random, found = np.random.default_rng(3), []
+    for _ in range(50):
+        rows = np.concatenate([random.choice(np.arange(12), 12), random.choice(np.arange(12, 20), 8)])
+        areas = [[roc_auc_score(LABELS[rows], each[rows]) for each in side] for side in (first, second)]
+        found.append(np.mean(areas[0]) - np.mean(areas[1]))
+    expected = np.quantile(found, [0.025, 0.975])
+    assert resampled_difference(LABELS, first, second, 50, 3) == pytest.approx(tuple(expected))
+    # Only the order of scores counts, and a side does not differ from itself.
+    stretched = [np.exp(each) for each in first]
+    assert resampled_difference(LABELS, stretched, second, 50, 3) == pytest.approx(tuple(expected))
+    assert resampled_difference(LABELS, first, first, 50) == (0, 0)
+
+
+def test_the_band_holds_the_curve_and_agrees_with_sklearn() -> None:
+    values = scores(0, 1)
+    band = roc_band(values, LABELS, 200)
+    assert band.area == pytest.approx(roc_auc_score(LABELS, values))
+    assert band.bounds[0] < band.area < band.bounds[1]
+    assert (band.low <= band.high).all()
+    false, true, _ = roc_curve(LABELS, values, drop_intermediate=False)
+    for rate in (0.0, 0.25, 0.5, 0.75, 1.0):  # twelve normal images have these rates exactly
+        assert band.true[round(100 * rate)] == pytest.approx(true[np.isclose(false, rate)].max())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (0, 4, "pre-training helped on this set"),
+        (4, 0, "pre-training made it worse on this set; use the untouched backbone"),
+        (1, 1, "no difference that these seeds and images can tell"),
+    ],
+)
+def test_the_verdict_is_honest(before: float, after: float, expected: str) -> None:
+    text = summary(trials(before, after))
+    assert f"- Padim: {expected}" in text
+    assert "12 normal and 8 abnormal test images, 3 seeds" in text
+    assert "fewer than 30 images" in text
+
+
+def test_one_seed_has_no_interval_and_says_so() -> None:
+    text = summary(trials(0, 4, 1))
+    assert "| - |" in text
+    assert "One seed only" in text
+
+
+def test_layouts_are_found(tmp_path: Path) -> None:
+    for name in ("train/good", "test/good", "test/crack", "test/dent", "test/empty", "ground_truth/crack"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("crack", "dent"):
+        (tmp_path / "test" / name / "a.png").touch()
+    found = find_layout(tmp_path)
+    assert (found.normal, found.test_normal) == ("train/good", "test/good")
+    assert found.abnormal == ["test/crack", "test/dent"]
+    assert found.masks == []  # one folder has none
+    (tmp_path / "ground_truth" / "dent").mkdir()
+    assert find_layout(tmp_path).masks == ["ground_truth/crack", "ground_truth/dent"]
+    assert find_layout(tmp_path / "train" / "good").normal == "."
+    with pytest.raises(InputError, match="is no folder"):
+        find_layout(tmp_path / "nothing")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """PaDiM on a tiny backbone."""
+    resize = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [64, 64]}}
+    arguments: dict[str, Any] = {"backbone": "test_resnet", "layers": ["layer2"], "n_features": 10}
+    arguments |= {"pre_trained": False, "pre_processor": {"class_path": "anomalib.pre_processing.PreProcessor"}}
+    arguments["pre_processor"]["init_args"] = {"transform": resize}
+    callback = {"class_path": "anomalib_msacl.MsaclPretraining", "init_args": {"weights": "random", "recipe": RECIPE}}
+    content = {"model": {"class_path": "anomalib.models.Padim", "init_args": arguments}}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content | {"trainer": {"callbacks": [callback]}}))
+    return path
+
+
+def test_the_command_compares_and_keeps_the_scores(
+    phantom_root: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root,) = phantom_root.iterdir()
+    out = tmp_path / "out"
+    main(["compare", str(root), "--models", str(config), "--seeds", "1", "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "| Padim | ." in printed
+    assert "Pixel AUROC" in printed
+    assert (out / "comparison.md").read_text() in printed
+    with (out / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 12
+    # The table can be made again from the scores.
+    for arm in ("untouched", "pre-trained"):
+        own = [row for row in rows if row["backbone"] == arm]
+        area = roc_auc_score([int(row["label"]) for row in own], [float(row["score"]) for row in own])
+        assert f"| {area:.3f}".replace("| 0", "| ") in printed
+
+
+def test_without_labels_the_command_says_what_can_be_said(
+    phantom_root: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root,) = phantom_root.iterdir()
+    shutil.copytree(root / "train" / "good", tmp_path / "plain")
+    main(["compare", str(tmp_path / "plain"), "--models", str(config), "--seeds", "1", "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "nothing can be said of real lesions" in printed
+    assert "| Padim | 0 | 0." in printed
+    assert not (tmp_path / "out" / "scores.csv").exists()
+
+
+def test_a_configuration_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("data: {}\n")
+    for arguments in ([str(path)], ["msacl_nothing"]):
+        with pytest.raises(SystemExit):
+            main(["compare", str(tmp_path), "--models", *arguments])
+        assert capsys.readouterr().err.startswith("anomalib-msacl: error: ")
