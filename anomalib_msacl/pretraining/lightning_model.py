@@ -11,7 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder
+from anomalib_msacl.pretraining.exchange import exchange_of
 from anomalib_msacl.pretraining.images import NormalImages, check_range
 from anomalib_msacl.pretraining.questions import Score
 from anomalib_msacl.pretraining.synthesis import Synthesis
@@ -99,15 +101,19 @@ def training_loss(module: LightningModule, images: Tensor, batch_idx: int) -> Te
     trainable = cast("Trainable", module)
     if batch_idx == 0 and module.global_step == 0:
         check_range(images)
+    counts = len(images) > 0 and not getattr(trainable.trainer.train_dataloader, "filler", False)
+    if distributed.world_size() > 1 and not len(images):
+        images = images.new_zeros(1, *images.shape[1:])  # nothing of its own, but the others wait for it
     batch = trainable.synthesis(images, trainable.recipe.view.number)
     batches = max(1, trainable.trainer.accumulate_grad_batches)
-    found = trainable.terms(trainable.encoder, batch, position=batch_idx % batches == 0)
+    exchange = exchange_of(batch, counts)
+    found = trainable.terms(trainable.encoder, batch, position=batch_idx % batches == 0, exchange=exchange)
     loss: Tensor = trainable.terms.total(found.values, batches) if found.values else images.new_zeros(())
     module.log_dict({f"train_{name}": value.detach() for name, value in found.values.items()})
     module.log("train_loss", loss.detach(), prog_bar=True)
     module.log("learning_rate", trainable.trainer.optimizers[0].param_groups[0]["lr"])
     if found.z is not None:
-        gap, spread = class_separation(found.z.detach(), batch.classes)
+        gap, spread = class_separation(found.z.detach(), found.classes)
         module.log_dict({"class_gap": gap, "class_spread": spread, "class_separation": gap / spread.clamp_min(1e-6)})
     return loss
 

@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, Provenance, realign, rescale, save_backbone, whiten
 from anomalib_msacl.backbone.card import CardFacts, model_card
 from anomalib_msacl.backbone.encoder import evaluating
@@ -27,7 +28,8 @@ from anomalib_msacl.backbone.tensors import StateDict, copy_of
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, step_name
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
-from anomalib_msacl.pretraining.questions import Questions, Score
+from anomalib_msacl.pretraining.preparation import check_trainer
+from anomalib_msacl.pretraining.questions import Score, draw_questions
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.pretraining.torch_model import MsaclTerms
 from anomalib_msacl.recipe import Recipe
@@ -102,7 +104,8 @@ def pretrain(
         images: Normal training images in [0, 1]: a tensor of shape ``(N, 3, H, W)``, or a loader of such batches.
         held_out: Other normal images, for the choice; without them the last step is kept.
         recipe: How to pre-train; the default if None.
-        trainer: Makes the steps; one on this machine's best device if None. It is used once.
+        trainer: Makes the steps; one on this machine's best device if None. It is used once. For several devices every
+            process calls this function, in one process group.
 
     Returns:
         The backbone that is kept, and what it was compared with.
@@ -123,8 +126,9 @@ def pretrain(
     images = NormalImages.of(images, recipe.batch_size)
     run = Pretraining(encoder, provenance, recipe)
     trainer = trainer or make_trainer(recipe)
+    check_trainer(trainer, recipe)
     with isolate_rng():
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(distributed.seed_of_process(recipe.seed))
         if recipe.max_steps or recipe.whitening.alone:
             run.to(trainer.strategy.root_device)
             run.ask(images, held_out)
@@ -184,17 +188,14 @@ class Pretraining:
 
     def ask(self, images: NormalImages, held_out: Images | None) -> None:
         """Draw the questions that all candidates are asked, the untouched backbone first."""
-        number = self.recipe.choice.images
         self._start = self._start or copy_of(self.encoder.backbone)
         if self.recipe.choice.evaluations == 0:
             return
-        bank = images.collect(number)
-        others = None if held_out is None else NormalImages.of(held_out, self.recipe.batch_size).collect(number)
-        if bank is None or others is None:
+        others = None if held_out is None else NormalImages.of(held_out, self.recipe.batch_size)
+        self.choice.questions = draw_questions(images, others, self.recipe)
+        if self.choice.questions is None:
             logger.warning("MSACL: no held-out normal images, so the last step is kept unseen; set a validation split.")
-            return
-        self.choice.questions = Questions(bank, others, self.recipe)
-        if not self.choice.scores:
+        elif not self.choice.scores:
             self._consider(UNTOUCHED, self._start)
 
     def whiten(self, images: NormalImages) -> None:
@@ -230,12 +231,15 @@ class Pretraining:
             with evaluating(self.encoder):
                 features.append(self.terms.embed(self.encoder, synthetic.images))
             labels.append(synthetic.classes)
-        self.terms.centring.fix(torch.cat(features), torch.cat(labels))
+        mine = torch.cat(features) if features else self.terms.centring.centres[:0]
+        classes = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.long, device=self.device)
+        self.terms.centring.fix(distributed.gather(mine), distributed.gather(classes))
+        distributed.copy_from_main(self.terms)
 
     def train(self, images: NormalImages, trainer: Trainer) -> None:
         """2. Train on images of all classes; candidates are compared on the way."""
         module = PretrainingModule(self.encoder, self.terms, self.synthesis, self.recipe, images, self.consider)
-        trainer.fit(module, train_dataloaders=images.loader)
+        trainer.fit(module, train_dataloaders=images.shared())
         self.to(trainer.strategy.root_device)  # Lightning moves a trained module back to the CPU
 
     def is_due(self, step: int, total: float) -> bool:
@@ -265,6 +269,8 @@ class Pretraining:
         if self.choice.questions is not None and last not in self.choice.scores:  # stopped early
             self._consider(last, self._average())
         self.encoder.backbone.load_state_dict(self.choice.decide(last, self._average()))
+        self.choice.kept = distributed.on_main(lambda: self.choice.kept)
+        distributed.copy_from_main(self.encoder.backbone)
         if self.encoder.frozen is not None and not self.encoder.frozen.fits(self.encoder):
             self.encoder.frozen = None  # it is the untouched backbone again
         if self.choice.kept == UNTOUCHED:
