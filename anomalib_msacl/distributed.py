@@ -138,7 +138,7 @@ class _Gather(torch.autograd.Function):
     """Rows of all processes; the gradient of a row is summed over the processes that looked at it."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:  # type: ignore[override]  # torch's are Any
+    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
         """Pad to the longest, gather, and cut the padding off."""
         ctx.sizes = sizes
         padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
@@ -148,11 +148,11 @@ class _Gather(torch.autograd.Function):
         return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Sum over the processes, and return the part of this one."""
         summed = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(summed)
-        return summed.split(ctx.sizes)[rank()], None
+        return torch.split(summed, ctx.sizes)[rank()], None
 
 
 def _device() -> torch.device:

@@ -8,7 +8,7 @@ state in checkpoints.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, cast
 
@@ -74,7 +74,7 @@ class Shares(Sampler[list[int]]):
             self.sizes.append(len(own))
             yield own or indices[:1]
 
-    def _all(self) -> Iterator[Sequence[int]]:
+    def _all(self) -> Iterator[list[int]]:
         """Yield the batches of all processes; samplers draw from the global random numbers when they begin."""
         present = random_state()
         begun, self._goes_on = self._goes_on, None
@@ -169,6 +169,6 @@ def with_batches(loader: DataLoader[Any], batches: Any, persistent: bool) -> Dat
 
 def _options(loader: DataLoader[Any], persistent: bool) -> dict[str, Any]:
     """Return the arguments of a loader that say how data is read."""
-    names = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
-    names = (*names, "generator", "prefetch_factor")
+    names = ["num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context"]
+    names += ["generator", "prefetch_factor"]
     return {**{name: getattr(loader, name) for name in names}, "persistent_workers": persistent}
