@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed as torch_distributed
 

@@ -25,6 +25,7 @@ from anomalib_msacl.backbone.card import CardFacts, model_card
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.tensors import StateDict, copy_of
+from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, step_name
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
@@ -93,6 +94,7 @@ def pretrain(
     held_out: Images | None = None,
     recipe: Recipe | None = None,
     trainer: Trainer | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Pretrained:
     """Pre-train a backbone on normal images (MSACL, arXiv 2109.01303).
 
@@ -106,6 +108,7 @@ def pretrain(
         recipe: How to pre-train; the default if None.
         trainer: Makes the steps; one on this machine's best device if None. It is used once. For several devices every
             process calls this function, in one process group.
+        checkpoints: Keeps the run on disk and lets it go on; nothing is kept if None.
 
     Returns:
         The backbone that is kept, and what it was compared with.
@@ -131,12 +134,16 @@ def pretrain(
         torch.manual_seed(distributed.seed_of_process(recipe.seed))
         if recipe.max_steps or recipe.whitening.alone:
             run.to(trainer.strategy.root_device)
+            begun = checkpoints.read() if checkpoints else None
+            if begun:
+                run.go_on(begun)
             run.ask(images, held_out)
-            run.whiten(images)
+            if not begun:
+                run.whiten(images)
             if not recipe.whitening.alone:
                 run.run_frozen_stages_apart()
                 run.fix_centres(images)
-                run.train(images, trainer)  # every so often the average with the start is a candidate
+                run.train(images, trainer, checkpoints)  # every so often the average with the start is a candidate
             run.choose()
             run.realign(images)
     return run.result()
@@ -236,10 +243,15 @@ class Pretraining:
         self.terms.centring.fix(distributed.gather(mine), distributed.gather(classes))
         distributed.copy_from_main(self.terms)
 
-    def train(self, images: NormalImages, trainer: Trainer) -> None:
+    def train(self, images: NormalImages, trainer: Trainer, checkpoints: Checkpoints | None = None) -> None:
         """2. Train on images of all classes; candidates are compared on the way."""
-        module = PretrainingModule(self.encoder, self.terms, self.synthesis, self.recipe, images, self.consider)
-        trainer.fit(module, train_dataloaders=images.shared())
+        parts = (self.encoder, self.terms, self.synthesis, self.recipe, images, self.consider, checkpoints)
+        path = None
+        if checkpoints is not None:
+            checkpoints.state = self.state_dict
+            path = checkpoints.path if checkpoints.resumed else None
+        module = PretrainingModule(*parts)
+        trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True if path else None)
         self.to(trainer.strategy.root_device)  # Lightning moves a trained module back to the CPU
 
     def is_due(self, step: int, total: float) -> bool:
@@ -321,6 +333,13 @@ class Pretraining:
         self._provenance = replace(self._provenance, layers=layers, feature_std=std)
         if not goes_on:
             self._initial = self._provenance
+
+    def go_on(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take up a run at a checkpoint of :class:`PretrainingModule`; the optimiser is Lightning's to restore."""
+        self.load_state_dict(checkpoint[STATE], goes_on=True)
+        for prefix, module in (("encoder.", self.encoder), ("terms.", self.terms)):
+            tensors = checkpoint["state_dict"].items()
+            module.load_state_dict({n.removeprefix(prefix): value for n, value in tensors if n.startswith(prefix)})
 
     def _last_name(self) -> str:
         """Return the name of the candidate that the encoder is now."""

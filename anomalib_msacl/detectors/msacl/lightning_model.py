@@ -25,7 +25,13 @@ from anomalib_msacl.detectors.msacl.checks import check_fit, check_image_size, r
 from anomalib_msacl.detectors.msacl.fitting import fit_detector
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.pretraining.images import normal_of
-from anomalib_msacl.pretraining.lightning_model import clip_gradients, log_score, optimizer_of, training_loss
+from anomalib_msacl.pretraining.lightning_model import (
+    clip_gradients,
+    log_score,
+    optimizer_of,
+    restore_random,
+    training_loss,
+)
 from anomalib_msacl.pretraining.pipeline import Pretraining
 from anomalib_msacl.pretraining.preparation import check_trainable, encoder_for
 from anomalib_msacl.recipe import Recipe
@@ -163,6 +169,7 @@ class Msacl(AnomalibModule):
             self.run.whiten(images)
         self.run.run_frozen_stages_apart()
         self.run.fix_centres(images)
+        restore_random(self.trainer)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Synthesise the classes of a batch and return the weighted sum of the terms."""
