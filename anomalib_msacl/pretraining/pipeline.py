@@ -251,7 +251,7 @@ class Pretraining:
             checkpoints.state = self.state_dict
             path = checkpoints.path if checkpoints.resumed else None
         module = PretrainingModule(*parts)
-        trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True if path else None)
+        trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True)
         self.to(trainer.strategy.root_device)  # Lightning moves a trained module back to the CPU
 
     def is_due(self, step: int, total: float) -> bool:

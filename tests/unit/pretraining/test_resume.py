@@ -152,12 +152,19 @@ def test_the_second_run_waits_for_the_first_and_says_so(tmp_path: Path, caplog: 
     (tmp_path / ".weights.lock").write_text("left over")
     with alone_with(directory):
         assert not caplog.text
-    first = FileLock(tmp_path / ".weights.lock", thread_local=False)
-    first.acquire()
-    timer = threading.Timer(0.2, first.release)
-    timer.start()
+    held, may_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with FileLock(tmp_path / ".weights.lock"):
+            held.set()
+            may_go.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    threading.Timer(0.2, may_go.set).start()
     with alone_with(directory):
-        assert not timer.is_alive()
+        assert may_go.is_set()
     assert "another run makes" in caplog.text
 
 
