@@ -33,7 +33,7 @@ from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import make_trainer
 from anomalib_msacl.pretraining.locking import alone_with
 from anomalib_msacl.pretraining.pipeline import pretrain
-from anomalib_msacl.pretraining.preparation import check_trainable, encoder_for, transform_parts
+from anomalib_msacl.pretraining.preparation import check_devices, check_trainable, encoder_for, transform_parts
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.transfer import PretrainedBackbone, check_kind, find_backbone
 
@@ -101,6 +101,7 @@ class MsaclPretraining(Callback):
 
     def _hand_over(self, trainer: Trainer, model: AnomalibModule, datamodule: AnomalibDataModule) -> None:
         """Check everything, find or make the weights, and put them into the model."""
+        check_devices(trainer, self.recipe)
         target = find_backbone(model)
         digests = distributed.on_main(check_datamodule, datamodule)
         task = self._task(model, target)

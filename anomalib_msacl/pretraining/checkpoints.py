@@ -79,11 +79,18 @@ class Checkpoints:
         """Write to another file, then replace the last one; a failure is told and does not end the training."""
         try:
             trainer.save_checkpoint(temporary)
-            if distributed.is_main():
-                sync(temporary)
-                temporary.replace(self.path)
-                sync(self.path.parent)
         except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
+            self._warn(error)
+            temporary.unlink(missing_ok=True)
+            trainer.strategy.barrier()  # where the others wait: only the first process writes, and so fails
+            return
+        if not distributed.is_main():
+            return
+        try:
+            sync(temporary)
+            temporary.replace(self.path)
+            sync(self.path.parent)
+        except OSError as error:
             self._warn(error)
             temporary.unlink(missing_ok=True)
 
