@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from jsonargparse import ArgumentParser
 
@@ -104,9 +104,44 @@ def lesions(data: str, out: str = "lesions.png", size: int = 128, seed: int = 0)
     print(write_lesion_sheet(data, out, size, seed))
 
 
-# Words of a command that may be left out.
-_OPTIONAL = {"configs": {"name": "A configuration, e.g. msacl_patchcore; all of them if left out."}}
-COMMANDS: dict[str, Callable[..., None]] = {"configs": configs, "lesions": lesions}
+def screen(
+    model: str,
+    images: list[str],
+    out: str = "screening",
+    maps: Literal["all", "abnormal", "none"] = "abnormal",
+    resume: bool = False,
+    workers: int | None = None,
+    model_class: str | None = None,
+    dicom: bool = False,
+) -> None:
+    """Score images of any kind with an exported model or a checkpoint; writes OUT/scores.csv and heat maps.
+
+    Args:
+        model: A checkpoint (.ckpt), an exported model.xml, or the folder of an export.
+        images: Files, and folders: PNG, JPEG, TIFF, DICOM of any name, NIfTI.
+        out: Folder for scores.csv and maps.
+        maps: Which images get a heat map.
+        resume: Go on with a screening that was stopped.
+        workers: Files at a time; as many as there are cores if left out.
+        model_class: Class of a checkpoint's model, e.g. Patchcore, where its settings do not tell.
+        dicom: Save the heat maps of DICOM files as DICOM objects that refer to them.
+    """
+    from anomalib_msacl.screening.command import print_result, run_screening  # noqa: PLC0415
+
+    print_result(run_screening(model, images, out, maps, resume, workers, model_class, dicom))
+
+
+# Words of a command that take none, or several.
+_WORDS: dict[str, dict[str, dict[str, str]]] = {
+    "configs": {"name": {"nargs": "?", "help": "A configuration, e.g. msacl_patchcore; all of them if left out."}},
+    "screen": {
+        "model": {"help": "A checkpoint (.ckpt), an exported model.xml, or the folder of an export."},
+        "images": {"nargs": "+", "help": "Files, and folders: PNG, JPEG, TIFF, DICOM of any name, NIfTI."},
+        "--resume": {"action": "store_true", "help": "Go on with a screening that was stopped."},
+        "--dicom": {"action": "store_true", "help": "Save heat maps of DICOM files as DICOM objects."},
+    },
+}
+COMMANDS: dict[str, Callable[..., None]] = {"configs": configs, "lesions": lesions, "screen": screen}
 
 
 def _parser() -> ArgumentParser:
@@ -120,10 +155,11 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
         own = ArgumentParser(description=(command.__doc__ or "").splitlines()[0])
-        optional = _OPTIONAL.get(name, {})
-        for word, description in optional.items():
-            own.add_argument(word, nargs="?", help=description)
-        own.add_function_arguments(command, as_group=False, as_positional=True, skip=set(optional))
+        words = _WORDS.get(name, {})
+        for word, options in words.items():
+            own.add_argument(word, **cast("Any", options))
+        skipped: set[str | int] = {word.removeprefix("--") for word in words}
+        own.add_function_arguments(command, as_group=False, as_positional=True, skip=skipped)
         cast("Any", commands).add_subcommand(name, own, help=(command.__doc__ or "").splitlines()[0])
     return parser
 

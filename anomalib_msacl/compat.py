@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import timm.models.vision_transformer
@@ -25,6 +27,8 @@ BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001
 
 # What anomalib makes of a transform for exports: a copy whose ``Resize`` has no antialiasing, among other things.
 without_antialiasing = get_exportable_transform
+
+_EXPORTING: weakref.WeakSet[Any] = weakref.WeakSet()  # models that are being exported
 
 
 @contextmanager
@@ -48,39 +52,65 @@ def position_embeddings_without_antialiasing() -> Iterator[None]:
 
 
 @contextmanager
-def exporting_with(exportable: Callable[[Any], Any]) -> Iterator[None]:
+def exporting_with(
+    exportable: Callable[[Any], Any],
+    loaded: Callable[[Any, dict[str, Any]], None],
+    written: Callable[[Any, Path], None],
+) -> Iterator[None]:
     """Let anomalib export another version of the transforms of its pre-processors, and undo it afterwards.
 
     Args:
         exportable: Makes that version for ONNX and OpenVINO; torch exports get the transform as it is.
+        loaded: Is told each model that is loaded from a checkpoint meanwhile, and the checkpoint.
+        written: Is told each model that was exported to ONNX or OpenVINO, and the file.
     """
+    from anomalib.models.components.base.anomalib_module import AnomalibModule  # noqa: PLC0415
     from anomalib.models.components.base.export_mixin import ExportMixin  # noqa: PLC0415  # brings all models along
 
-    names = {"to_torch": lambda transform: transform, "to_onnx": exportable}  # to_openvino calls to_onnx
-    originals = {name: getattr(ExportMixin, name) for name in names}
-    for name, version in names.items():
-        setattr(ExportMixin, name, _with_transform(originals[name], version))
+    loads = AnomalibModule.on_load_checkpoint
+    versions = {"to_torch": lambda transform: transform, "to_onnx": exportable, "to_openvino": exportable}
+    originals = {name: getattr(ExportMixin, name) for name in versions}
+
+    @functools.wraps(loads)
+    def load(model: Any, checkpoint: dict[str, Any]) -> None:
+        loads(model, checkpoint)
+        loaded(model, checkpoint)
+
+    cast("Any", AnomalibModule).on_load_checkpoint = load
+    for name, version in versions.items():
+        told = (lambda _model, _path: None) if name == "to_torch" else written
+        setattr(ExportMixin, name, _exporting(originals[name], version, told))
     try:
         yield
     finally:
+        cast("Any", AnomalibModule).on_load_checkpoint = loads
         for name, original in originals.items():
             setattr(ExportMixin, name, original)
 
 
-def _with_transform(export: Callable[..., Any], version: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Return a method that exports a model with another version of its transform."""
+def _exporting(
+    export: Callable[..., Any], version: Callable[[Any], Any], written: Callable[[Any, Path], None]
+) -> Callable[..., Any]:
+    """Return a method that exports a model with another version of its transform, and tells it once."""
 
     @functools.wraps(export)
     def wrapped(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if model in _EXPORTING:  # to_openvino calls to_onnx
+            return export(model, *args, **kwargs)
         pre_processor: Any = getattr(model, "pre_processor", None)
         transform, usual = (getattr(pre_processor, name, None) for name in ("transform", "export_transform"))
-        if transform is None or usual is None:  # nothing to replace, or a pre-processor of another kind
-            return export(model, *args, **kwargs)
-        pre_processor.export_transform = version(transform)
+        replaced = transform is not None and usual is not None  # else there is nothing to replace
+        if replaced:
+            pre_processor.export_transform = version(transform)
+        _EXPORTING.add(model)
         try:
-            return export(model, *args, **kwargs)
+            file = export(model, *args, **kwargs)
         finally:
-            pre_processor.export_transform = usual
+            _EXPORTING.discard(model)
+            if replaced:
+                pre_processor.export_transform = usual
+        written(model, Path(file))
+        return file
 
     return wrapped
 

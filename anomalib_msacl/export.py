@@ -14,8 +14,10 @@ Example:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,17 +33,30 @@ _BILINEAR = (InterpolationMode.BILINEAR, InterpolationMode.BILINEAR.value, 2)
 _BICUBIC = (InterpolationMode.BICUBIC, InterpolationMode.BICUBIC.value, 3)
 
 
-def antialiased_exports() -> AbstractContextManager[None]:
+@contextmanager
+def antialiased_exports() -> Iterator[None]:
     """Let anomalib export with the antialiasing of the tested model, and undo it at the end of the block.
 
     It counts for ``Engine.export``, the methods ``to_torch``, ``to_onnx`` and ``to_openvino`` of any model, and
     anomalib's command line, called within the block. What is exported needs neither this package nor a special
     operator. Models whose pre-processor does not resize, or does so without antialiasing, are exported as always.
 
-    Returns:
-        A context manager.
+    Beside ``model.xml`` or ``model.onnx`` it leaves ``model.bundle.json``
+    (:class:`anomalib_msacl.screening.bundle.Bundle`), which says how images are read and where the threshold comes
+    from. Load checkpoints within the block too: what they know beside the model is lost otherwise.
     """
-    return exporting_with(exportable)
+    from anomalib_msacl.screening.describe import Record, describe  # noqa: PLC0415  # brings all models along
+
+    known: weakref.WeakKeyDictionary[Any, Record] = weakref.WeakKeyDictionary()
+
+    def loaded(model: Any, checkpoint: dict[str, Any]) -> None:
+        known[model] = Record.of_checkpoint(checkpoint)
+
+    def written(model: Any, file: Path) -> None:
+        describe(model, known.get(model) or Record.of_trainer(model)).write(file)
+
+    with exporting_with(exportable, loaded, written):
+        yield
 
 
 def exportable(transform: Transform) -> Transform:

@@ -30,6 +30,7 @@ from anomalib_msacl.medical.checks import (
 from anomalib_msacl.medical.dataset import MedicalDataset
 from anomalib_msacl.medical.patients import Patients
 from anomalib_msacl.medical.reader import ImageReader
+from anomalib_msacl.medical.reading import READING, Reading
 from anomalib_msacl.medical.slices import Slices
 from anomalib_msacl.medical.table import File, Findings, sample_table
 
@@ -114,6 +115,27 @@ class MedicalDataModule(MedMixSplit):
             InputError: If files or folders are missing.
         """
 
+    @property
+    def reading(self) -> Reading:
+        """How files are read; final once the data are set up."""
+        pattern = self.patients.pattern
+        return Reading(self.reader, pattern.pattern if pattern else None, self.patients.tag)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how files are read: Lightning keeps it in every checkpoint, and so exports know it."""
+        return {READING: self.reading.as_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warn where a checkpoint comes from images that were read in another way than these."""
+        known = state_dict.get(READING)
+        trained = Reading.from_dict(known).reader if known else self.reader
+        if trained != self.reader:
+            logger.warning(
+                "The checkpoint was trained on images read as %s, but those of %s are read as %s: set intensity, "
+                "slices and grey as they were, or scores and threshold mean something else.",
+                *(_in_words(trained), self.name, _in_words(self.reader)),
+            )
+
     def setup(self, stage: str | None = None) -> None:
         """Set up the data, and refuse sizes that cannot be put into one batch."""
         super().setup(stage)
@@ -182,6 +204,13 @@ class MedicalDataModule(MedMixSplit):
                     f"images have {len(others) + 1} different sizes, most of them {common[1]} x {common[0]} but not "
                     f"{name_some(odd)}: give the model's pre_processor a Resize, or set the batch sizes to 1"
                 )
+
+
+def _in_words(reader: ImageReader) -> str:
+    """Describe how files are read."""
+    extra = [name for name, on in (("grey", reader.grey), ("inset hidden", reader.hide_inset)) if on]
+    cut = [] if reader.slices == Slices() else [str(reader.slices)]
+    return ", ".join([f"'{reader.intensity}'", *extra, *cut])
 
 
 def _makes_one_size(transform: Transform | None) -> bool:

@@ -26,7 +26,7 @@ def dicom_frames(path: Path) -> int:
         UnreadableError: If the file is too short for the images that its header names.
         InputError: If pydicom is not installed.
     """
-    dataset = _header(path, pixels=False)
+    dataset = _known_header(path, path.stat().st_mtime_ns)
     frames = _frames(dataset)
     if frames > 1:
         _check_size(dataset, path)
@@ -35,7 +35,13 @@ def dicom_frames(path: Path) -> int:
 
 def dicom_tag(path: Path, tag: str) -> str:
     """Return the value of a tag by its keyword, empty where the file has none."""
-    return str(_header(path, pixels=False).get(tag) or "").strip()
+    return str(_known_header(path, path.stat().st_mtime_ns).get(tag) or "").strip()
+
+
+def dicom_size(path: Path) -> tuple[int, int]:
+    """Return height and width of the images of a file in pixels, as its header names them."""
+    dataset = _known_header(path, path.stat().st_mtime_ns)
+    return int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
 
 
 def read_dicom(path: Path, frame: int) -> RawImage:
@@ -70,6 +76,13 @@ def read_dicom(path: Path, frame: int) -> RawImage:
         raise
     except Exception as error:  # the decoders raise nearly any kind on corrupt data
         raise UnreadableError(f"has pixel data that cannot be decoded: {brief(error)}") from error
+
+
+@lru_cache(maxsize=16)  # several questions are asked of one
+def _known_header(path: Path, modified: int) -> Any:
+    """Read a header; ``modified`` keeps a changed file from being taken for the old one."""
+    del modified
+    return _header(path, pixels=False)
 
 
 @lru_cache(maxsize=4)  # frames of a file are mostly read one after the other

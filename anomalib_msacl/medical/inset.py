@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from anomalib_msacl.medical.image import Array
 
@@ -22,6 +21,8 @@ def without_inset(pixels: Array) -> Array:
     Returns:
         The same with the box at 0; a copy where there is one.
     """
+    from scipy import ndimage  # noqa: PLC0415  # slow to import
+
     height, width = pixels.shape[-2:]
     top, right = int(height * (1 - _CORNER)), int(width * _CORNER)
     corner = pixels[:, top:, :right]

@@ -147,6 +147,26 @@ class Intensity:
             scaled[image.padding] = 0
         return scaled
 
+    def unknown(self, image: RawImage) -> str:
+        """Say why the training images do not tell how an image becomes [0, 1]; empty where they do, or need not.
+
+        ``auto`` goes by what the training images were; of another kind it knows nothing.
+        """
+        if (
+            image.colour
+            or self.rule != "auto"
+            or (image.kind == "dicom" and self.own_window and image.shown is not None)
+        ):
+            return ""
+        if image.kind == "raster" and image.range and image.range[0] == 0:
+            deep = image.range[1] > 255
+            return (
+                f"has more than 8 bits, and the training images had {self.depth or 'none'}"
+                if deep and (self.depth or 0) <= 8
+                else ""
+            )
+        return "" if self.window else f"is a {image.kind} file whose values no training image was like"
+
     def shows_nothing(self, sample: Sample) -> bool:
         """Say whether the rule makes all of a grey image one value because its window lies beyond the image's values.
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from anomalib_msacl.medical.image import Kind
 
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
-RASTER_EXTENSIONS = tuple(dict.fromkeys((*IMG_EXTENSIONS, ".jp2", ".j2k", ".jpx")))
+# Those of torchvision, and so of anomalib, and JPEG 2000.
+RASTER_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jp2", ".j2k", ".jpx")
 EXTENSIONS = (*RASTER_EXTENSIONS, *DICOM_EXTENSIONS, *NIFTI_EXTENSIONS)
 
 _PREAMBLE = 128  # bytes before the prefix of a DICOM file

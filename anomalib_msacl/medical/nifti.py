@@ -54,10 +54,27 @@ def read_nifti(path: Path, index: int, slices: Slices) -> RawImage:
     return RawImage(np.ascontiguousarray(np.rot90(volume.take(index, slices.axis))), "nifti")
 
 
+def nifti_shape(path: Path) -> tuple[int, ...]:
+    """Return how many voxels a volume has along each axis, as its header names them.
+
+    Raises:
+        UnreadableError: If the file is no volume of three axes, or too short for them.
+        InputError: If nibabel is not installed.
+    """
+    return tuple(int(length) for length in _opened(path).shape)
+
+
 @lru_cache(maxsize=4)  # slices of a volume are mostly read one after the other
 def _volume(path: Path, modified: int) -> Array:
     """Return a volume in RAS orientation; ``modified`` keeps a changed file from being taken for the old one."""
     del modified
+    image = _opened(path)
+    volume: Array = np.asarray(medical_library("nibabel", path).as_closest_canonical(image).dataobj, dtype=np.float32)
+    return volume
+
+
+def _opened(path: Path) -> Any:
+    """Open a volume and check its header; its voxels are not read yet."""
     nibabel = medical_library("nibabel", path)
     if odd := oddity(path):
         raise UnreadableError(f"is {odd}")
@@ -68,8 +85,7 @@ def _volume(path: Path, modified: int) -> Array:
     if len(image.shape) != 3:
         raise UnreadableError(f"has {len(image.shape)} axes instead of 3: save each volume as a file of its own")
     _check_size(path, image)
-    volume: Array = np.asarray(nibabel.as_closest_canonical(image).dataobj, dtype=np.float32)
-    return volume
+    return image
 
 
 def _check_size(path: Path, image: Any) -> None:

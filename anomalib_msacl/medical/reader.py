@@ -1,4 +1,7 @@
-"""One reader for images of 8 and more bits, DICOM files and NIfTI slices: to float [0, 1] RGB."""
+"""One reader for images of 8 and more bits, DICOM files and NIfTI slices: to float [0, 1] RGB.
+
+Arrays need no torch, which is imported for tensors only.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,9 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torchvision.tv_tensors import Image, Mask
 
 from anomalib_msacl.data.files import UnreadableError, read_bytes
 from anomalib_msacl.data.inspection import check_finite, plain_words
@@ -22,6 +24,9 @@ from anomalib_msacl.medical.kinds import kind_of
 from anomalib_msacl.medical.nifti import nifti_slices, read_nifti
 from anomalib_msacl.medical.raster import read_raster
 from anomalib_msacl.medical.slices import Slices
+
+if TYPE_CHECKING:
+    from torchvision.tv_tensors import Image, Mask
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601, as Pillow's
 
@@ -98,7 +103,7 @@ class ImageReader:
         return contents.eight_bits and self.intensity.rule == "auto" and not self.grey and not self.hide_inset
 
     def read(self, path: str | Path, frame: int = 0) -> Image:
-        """Read an image.
+        """Read an image as a tensor, whose pixels are those of :meth:`read_array`.
 
         Args:
             path: The file.
@@ -111,11 +116,22 @@ class ImageReader:
             UnreadableError: If it cannot be read.
             InputError: If a library is missing.
         """
+        import torch  # noqa: PLC0415  # screening does without
+        from torchvision.tv_tensors import Image  # noqa: PLC0415
+
+        return Image(torch.from_numpy(self.read_array(path, frame)))
+
+    def read_array(self, path: str | Path, frame: int = 0) -> Array:
+        """Read an image as an array; arguments, result and errors are those of :meth:`read`."""
         with plain_words():
-            pixels = self.intensity.apply(self._decoded(Path(path), frame))
+            return self.rendered(self.decoded(Path(path), frame))
+
+    def rendered(self, image: RawImage) -> Array:
+        """Return a decoded image as :meth:`read_array` does."""
+        pixels = self.intensity.apply(image)
         pixels = np.stack([pixels] * 3) if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         pixels = without_inset(pixels) if self.hide_inset else pixels
-        return Image(torch.from_numpy(np.ascontiguousarray(pixels)))
+        return np.ascontiguousarray(pixels)
 
     def read_mask(self, path: str | Path, frame: int = 0) -> Mask:
         """Read a mask: everything above 0 is lesion, or above half in a JPEG file, whose values are not exact.
@@ -127,6 +143,9 @@ class ImageReader:
             UnreadableError: If it cannot be read.
             InputError: If a library is missing.
         """
+        import torch  # noqa: PLC0415
+        from torchvision.tv_tensors import Mask  # noqa: PLC0415
+
         return Mask(torch.from_numpy(self._lesion(Path(path), frame)[0].astype(np.uint8)))
 
     def inspect(self, path: str) -> Contents:
@@ -181,7 +200,7 @@ class ImageReader:
             raise UnreadableError("has no slice with an image among those chosen: set other slices")
         pixels, samples, constant, sizes, colours, plain = [], [], [], set(), set(), True
         for frame in frames:
-            image = self._decoded(path, frame)
+            image = self.decoded(path, frame)
             check_finite(image.values)
             if np.ptp(image.values) == 0:
                 constant.append(frame)
@@ -203,8 +222,8 @@ class ImageReader:
             eight_bits=plain,
         )
 
-    def _decoded(self, path: Path, frame: int) -> RawImage:
-        """Decode a frame, in grey if that is asked for."""
+    def decoded(self, path: Path, frame: int) -> RawImage:
+        """Decode a frame, in grey if that is asked for; libraries may raise anything on a broken file."""
         image = _decoded(path, frame, self.slices)
         if not (self.grey and image.colour):
             return image

@@ -25,7 +25,10 @@ from anomalib_msacl.thresholds.scoring import held_out_scores, raw_scores, set_t
 
 logger = logging.getLogger(__name__)
 
-_ENTRY = "anomalib_msacl_normals"  # of a checkpoint: the scores that its thresholds come from
+SCORES = "anomalib_msacl_normals"
+"""Entry of a checkpoint: the scores that its thresholds come from, by ``image`` and ``pixel``."""
+PROMISE = "anomalib_msacl_promise"
+"""Entry of a checkpoint: what :func:`promise_record` returns."""
 _MOST = 0.5  # part of the training images that may be advised to hold out
 
 
@@ -175,12 +178,13 @@ class NormalsThreshold(Callback):
             state = checkpoint["state_dict"]
             buffers = cast("PostProcessor", pl_module.post_processor).state_dict(prefix="post_processor.")
             state.update({name: value for name, value in buffers.items() if name in state})
-            checkpoint[_ENTRY] = {kind: list(scores) for kind, scores in self.calibration.items()}
+            checkpoint[SCORES] = {kind: list(scores) for kind, scores in self.calibration.items()}
+            checkpoint[PROMISE] = promise_record(self)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over the scores that the thresholds of a checkpoint come from."""
         del trainer, pl_module
-        self.calibration = {kind: list(scores) for kind, scores in checkpoint.get(_ENTRY, {}).items()}
+        self.calibration = {kind: list(scores) for kind, scores in checkpoint.get(SCORES, {}).items()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the thresholds where neither a validation nor a checkpoint has."""
@@ -292,6 +296,13 @@ class NormalsThreshold(Callback):
                 "expect more false positives" if found.higher else "expect fewer false positives, and finds,",
                 "; lesions among them may be the reason" if unknown else "",
             )
+
+
+def promise_record(callback: NormalsThreshold) -> dict[str, Any]:
+    """Return the promise, whether it is about patients, and the level of a shift, as plain data for exports."""
+    held_out = callback._held_out  # noqa: SLF001  # in its own module
+    patients = held_out is not None and held_out.named
+    return {"promise": callback.promise(), "patients": patients, "level": callback.shift_level}
 
 
 def _is_never_fitted(pl_module: LightningModule) -> bool:

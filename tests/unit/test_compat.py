@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,6 +12,8 @@ import timm.models.vision_transformer as timm_vit
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
+from anomalib.models import Patchcore
+from anomalib.models.components import AnomalibModule
 from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.models.components.feature_extractors import timm as extractors
 from anomalib.pre_processing import PreProcessor
@@ -104,18 +107,39 @@ def test_anomalib_exports_through_the_methods_and_the_transform_that_are_replace
 ) -> None:
     """Otherwise exports would lose their antialiasing again, and score otherwise than the tested model."""
     seen: list[object] = []
-    monkeypatch.setattr(ExportMixin, "to_onnx", lambda model: seen.append(model.pre_processor.export_transform))
+
+    def export(model: Any) -> str:
+        seen.append(model.pre_processor.export_transform)
+        return "model.onnx"
+
+    monkeypatch.setattr(ExportMixin, "to_onnx", export)
 
     class Model(ExportMixin):
         pre_processor = PreProcessor(Resize(8))
 
-    other = Resize(9)
-    with exporting_with(lambda transform: {Model.pre_processor.transform: other}[transform]):
-        Model().to_onnx()
+    other, model, told = Resize(9), Model(), []
+    transforms = {Model.pre_processor.transform: other}
+    with exporting_with(transforms.__getitem__, lambda *_: None, lambda *written: told.append(written)):
+        model.to_onnx()
     assert seen == [other]
+    assert told == [(model, Path("model.onnx"))]
     assert "self.to_onnx(" in inspect.getsource(ExportMixin.to_openvino)
     assert all(f"model.{name}(" in inspect.getsource(Engine.export) for name in ("to_torch", "to_onnx", "to_openvino"))
     assert "self.export_transform(batch)" in inspect.getsource(PreProcessor.forward)
+
+
+def test_anomalib_tells_a_model_of_its_checkpoint_through_the_hook_that_is_replaced(tmp_path: Path) -> None:
+    """Otherwise the bundle of an export would not know how images were read, nor what the threshold comes from."""
+    trained = Patchcore("test_resnet", ["layer2"], pre_trained=False, visualizer=False)
+    trainer = Trainer(barebones=True, accelerator="cpu", devices=1)
+    trainer.strategy.connect(trained)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    told: list[tuple[Any, Any]] = []
+    original = AnomalibModule.on_load_checkpoint
+    with exporting_with(lambda transform: transform, lambda *loaded: told.append(loaded), lambda *_: None):
+        model = Patchcore.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert [(one, checkpoint["hyper_parameters"]["backbone"]) for one, checkpoint in told] == [(model, "test_resnet")]
+    assert AnomalibModule.on_load_checkpoint is original
 
 
 def test_anomalib_switches_antialiasing_off() -> None:

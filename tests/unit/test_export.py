@@ -99,7 +99,12 @@ def test_exports_keep_the_antialiasing_within_the_scope_only(
     make_patchcore: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(torch.onnx, "export", lambda model, **_: seen.append(model.pre_processor.export_transform))
+
+    def export(model: Any, f: str, **_: Any) -> None:
+        seen.append(model.pre_processor.export_transform)
+        Path(f).touch()
+
+    monkeypatch.setattr(torch.onnx, "export", export)
     model = make_patchcore()
     model.model.memory_bank = torch.rand(20, 240)
     methods = {name: getattr(ExportMixin, name) for name in ("to_torch", "to_onnx", "to_openvino")}

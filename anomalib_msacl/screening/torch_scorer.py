@@ -1,0 +1,110 @@
+"""Checkpoints, run by anomalib itself: the scores of ``anomalib predict``."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import anomalib.models  # noqa: F401  # all models, whose settings are compared
+import torch
+from anomalib.models.components import AnomalibModule
+from anomalib.utils.serialization import anomalib_safe_globals
+
+from anomalib_msacl.data.inspection import brief
+from anomalib_msacl.detectors.msacl import Msacl  # noqa: F401  # one of them
+from anomalib_msacl.errors import InputError, first_line
+from anomalib_msacl.medical.image import Array
+from anomalib_msacl.screening.describe import Record, describe
+from anomalib_msacl.screening.scorer import Scored
+
+_PARTS = {"self", "pre_processor", "post_processor", "evaluator", "visualizer"}  # which checkpoints leave out
+
+
+class TorchScorer:
+    """The model of a checkpoint on the CPU; threads wait for each other, and read images meanwhile.
+
+    Args:
+        path: The checkpoint.
+        threads: Number of cores that it may use.
+        model_class: Class of the model; found by the names of its settings if None.
+
+    Raises:
+        InputError: If it cannot be read, its class is not known, or it has no threshold.
+    """
+
+    def __init__(self, path: Path, threads: int, model_class: str | None = None) -> None:
+        checkpoint = _read(path)
+        kind = _class_of(path, checkpoint, model_class)
+        try:
+            model = kind.load_from_checkpoint(path, map_location="cpu")
+        except InputError:
+            raise
+        except Exception as error:  # constructors and state dicts fail in many ways
+            raise InputError(
+                f"{path} is no checkpoint of {kind.__name__} that this anomalib can load ({first_line(error)}): name "
+                "its class by --model_class, or use the anomalib that trained it"
+            ) from error
+        self.bundle = describe(model, Record.of_checkpoint(checkpoint))
+        self.bundle.image.known()
+        self._model = model.eval()
+        self._lock = threading.Lock()
+        torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def score(self, image: Array) -> Scored:
+        """Return what the model says of an image of shape ``(3, H, W)`` in [0, 1], float32."""
+        model = cast("Any", self._model)
+        batch = torch.from_numpy(image)[None]
+        with self._lock:
+            transform = getattr(model.pre_processor, "transform", None)  # with antialiasing, as in test and predict
+            given = model.model(transform(batch) if transform else batch)
+            found = model.post_processor(given)
+        raw = given.pred_score if given.pred_score is not None else given.anomaly_map.amax(dim=(-2, -1))
+        plane = None if found.anomaly_map is None else found.anomaly_map.squeeze().float().numpy()
+        return Scored(raw.item(), found.pred_score.item(), bool(found.pred_label.item()), plane)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running what is in it."""
+    kinds = [part for model in _subclasses(AnomalibModule) for part in model.checkpoint_safe_globals()]
+    try:
+        with anomalib_safe_globals(extra=kinds):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({brief(error)}): name a checkpoint of anomalib"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise InputError(f"{path} is no checkpoint of Lightning: name one that anomalib has written")
+    return content
+
+
+def _class_of(path: Path, checkpoint: dict[str, Any], name: str | None) -> type[AnomalibModule]:
+    """Return the class of a checkpoint's model: the one that is named, or the one whose settings have these names."""
+    models = list(_subclasses(AnomalibModule))
+    if name is not None:
+        found = [model for model in models if name in {model.__name__, f"{model.__module__}.{model.__name__}"}]
+        wanted = f"there is no model {name!r}"
+    else:
+        given = {key for key in checkpoint.get("hyper_parameters", {}) if not key.startswith("_")}
+        found = [model for model in models if given - _PARTS == _settings(model)]
+        wanted = f"the settings in {path} are those of {len(found)} models, so that its class is not known"
+    if len(found) != 1:
+        raise InputError(f"{wanted}: name the class by --model_class, for example Patchcore or Msacl")
+    return found[0]
+
+
+def _settings(model: type[AnomalibModule]) -> set[str]:
+    """Return the names of what a model is built with."""
+    return set(inspect.signature(model.__init__).parameters) - _PARTS
+
+
+def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    """Yield all classes below a class."""
+    for each in kind.__subclasses__():
+        yield each
+        yield from _subclasses(each)
