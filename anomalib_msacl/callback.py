@@ -19,16 +19,21 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Compose, Normalize
 
+from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
+from anomalib_msacl.backbone.folder import is_intact, remove_leftovers
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.data.checks import check_datamodule, check_validation
 from anomalib_msacl.data.samples import content_of
 from anomalib_msacl.detectors.msacl import Msacl
 from anomalib_msacl.errors import InputError, show_in_one_line
+from anomalib_msacl.pretraining.checkpoints import Checkpoints
+from anomalib_msacl.pretraining.devices import devices_of
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import make_trainer
+from anomalib_msacl.pretraining.locking import alone_with
 from anomalib_msacl.pretraining.pipeline import pretrain
-from anomalib_msacl.pretraining.preparation import check_trainable, encoder_for, transform_parts
+from anomalib_msacl.pretraining.preparation import check_devices, check_trainable, encoder_for, transform_parts
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.transfer import PretrainedBackbone, check_kind, find_backbone
 
@@ -50,6 +55,8 @@ class MsaclPretraining(Callback):
             path; see :func:`anomalib_msacl.backbone.create_backbone`. None takes those that the model was built with.
         recipe: How to pre-train.
         root: Folder for pre-trained weights. A run with the same images, recipe and initial weights reuses them.
+        checkpoint_minutes: Minutes between two checkpoints of the pre-training, from which the same run goes on when it
+            was killed; 0 writes one after every step.
 
     Raises:
         InputError: If data, weights or model cannot work; before any training.
@@ -60,10 +67,16 @@ class MsaclPretraining(Callback):
         weights: str | None = None,
         recipe: Recipe | None = None,
         root: str | Path = "results/msacl",
+        checkpoint_minutes: float = 5.0,
     ) -> None:
         self.weights = weights
         self.recipe = Recipe.of(recipe)
         self.root = Path(root)
+        if not isinstance(checkpoint_minutes, int | float) or not checkpoint_minutes >= 0:
+            raise InputError(
+                f"checkpoint_minutes is {checkpoint_minutes!r}, but must be a number of minutes, 0 or more."
+            )
+        self.checkpoint_minutes = checkpoint_minutes
         self.directory: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,33 +96,41 @@ class MsaclPretraining(Callback):
         if trainer.ckpt_path is not None:
             logger.info("MSACL: resuming from a checkpoint, which brings its backbone along; nothing is pre-trained.")
             return
-        if trainer.world_size > 1:
-            raise InputError(
-                f"MsaclPretraining runs on one device, but the trainer has {trainer.world_size}; set trainer.devices "
-                "to 1, or pre-train by msacl_pretrain.yaml first and name the folder as weights."
-            )
         with isolate_rng():  # whether weights are trained or reused, the detector draws the same numbers
             self._hand_over(trainer, *_known(pl_module, trainer))
 
     def _hand_over(self, trainer: Trainer, model: AnomalibModule, datamodule: AnomalibDataModule) -> None:
         """Check everything, find or make the weights, and put them into the model."""
+        check_devices(trainer, self.recipe)
         target = find_backbone(model)
-        digests = check_datamodule(datamodule)
+        digests = distributed.on_main(check_datamodule, datamodule)
         task = self._task(model, target)
+        distributed.copy_from_main(task.encoder.backbone)
         if model.input_size:
             target.check_size(model.input_size)
-        key = self._key(task, datamodule, digests, trainer.precision)
-        self.directory = self.root / f"{task.provenance.architecture}-{key[:12]}"
-        if (self.directory / "config.json").is_file():
-            logger.info("MSACL: same images, recipe and initial weights as before: reusing %s.", self.directory)
-        else:
-            target.fill(task.encoder.backbone)  # fails now or never
-            self._pretrain(task, trainer, datamodule, digests)
-        # The saved weights may have another scale than those that were trained.
-        target.fill(create_backbone(task.provenance.architecture, str(self.directory), target.model_args).model)
+        key = distributed.on_main(self._key, task, datamodule, digests, trainer.precision)
+        self.directory = directory = self.root / f"{task.provenance.architecture}-{key[:12]}"
+        target.fill(task.encoder.backbone)  # fails now or never
+        if not distributed.on_main(self._reuses, directory):
+            with alone_with(directory):
+                distributed.on_main(remove_leftovers, directory)
+                if not distributed.on_main(self._reuses, directory):  # another run may have made it meanwhile
+                    self._pretrain(task, trainer, datamodule, digests)
+        if distributed.is_main():  # the saved weights may have another scale than those that were trained
+            target.fill(create_backbone(task.provenance.architecture, str(directory), target.model_args).model)
+        for network in target.networks.values():
+            distributed.copy_from_main(network)
         logger.info(
             "MSACL: %s of %s has the weights of %s.", ", ".join(target.networks), type(model).__name__, self.directory
         )
+
+    @staticmethod
+    def _reuses(directory: Path) -> bool:
+        """Whether a folder holds the weights of an earlier run, whole."""
+        intact = is_intact(directory)
+        if intact:
+            logger.info("MSACL: same images, recipe and initial weights as before: reusing %s.", directory)
+        return intact
 
     def _task(self, model: AnomalibModule, target: PretrainedBackbone) -> _Task:
         """Return what is pre-trained: the backbone, layers, size and normalisation of a model."""
@@ -168,19 +189,19 @@ class MsaclPretraining(Callback):
             "MSACL: pre-training %s for %d steps on %d normal images, %d held out.",
             *(task.provenance.architecture, task.recipe.max_steps, len(split.training), len(split.held_out)),
         )
-        device = outer.strategy.root_device
         trainer = make_trainer(
             task.recipe,
-            accelerator={"cuda": "gpu"}.get(device.type, device.type),
-            devices=[device.index] if device.index is not None else 1,
+            **devices_of(outer),
             precision=_precision(outer.precision),
             logger=CSVLogger(self.root, name="logs", version=directory.name),
             enable_progress_bar=outer.progress_bar_callback is not None,
             default_root_dir=self.root,
         )
         training, held_out = (NormalImages(loader, task.transform) for loader in split.loaders())
-        found = pretrain(task.encoder, task.provenance, training, held_out, task.recipe, trainer)
-        found.save(directory, datamodule.name, len(datamodule.train_data))
+        checkpoints = Checkpoints(directory.with_name(f"{directory.name}.ckpt"), self.checkpoint_minutes)
+        found = pretrain(task.encoder, task.provenance, training, held_out, task.recipe, trainer, checkpoints)
+        distributed.on_main(lambda: str(found.save(directory, datamodule.name, len(datamodule.train_data))))
+        distributed.on_main(checkpoints.remove)
 
 
 @dataclass(frozen=True)

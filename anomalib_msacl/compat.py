@@ -17,6 +17,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.pre_processing.utils.transform import get_exportable_transform
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 timm_vit: Any = timm.models.vision_transformer
@@ -117,6 +118,11 @@ def _exporting(
 def set_max_steps(trainer: Trainer, steps: int) -> None:
     """Let a trainer stop after so many steps, where its constructor was not told."""
     trainer.fit_loop.epoch_loop.max_steps = steps
+
+
+def allow_unused_parameters(strategy: DDPStrategy) -> None:
+    """Let DDP work where some parameters get no gradient, whatever the strategy was built with."""
+    strategy._ddp_kwargs["find_unused_parameters"] = True  # noqa: SLF001
 
 
 def is_attached(module: LightningModule) -> bool:

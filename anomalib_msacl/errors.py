@@ -18,6 +18,12 @@ _raised: ContextVar[list[str] | None] = ContextVar("raised", default=None)
 _UNKNOWN_MODEL = re.compile(r"Unknown model \(([^)]*)\)")
 _UNKNOWN_BACKBONE = "unknown backbone {!r}: name an architecture that timm.list_models() knows, such as resnet18"
 
+# What gloo and NCCL say where a process is gone, or too late.
+_LOST_PROCESS = re.compile(
+    r"gloo/transport|Connection closed by peer|Connection reset by peer|NCCL (?:communicator|Error|error)|"
+    r"Timed out waiting|ProcessGroupNCCL"
+)
+
 # What the hub's client says when a model is built with weights from the hub and the hub is out of reach.
 _UNREACHABLE = (
     "the model hub is out of reach and its cache holds no such weights: build the model with pre_trained: false, and "
@@ -40,6 +46,19 @@ class InputError(ValueError):
         raised = _raised.get()
         if raised is not None:
             raised.append(line)
+
+
+class LostProcessError(InputError):
+    """Another process of a training on several devices is gone, or was not heard of for too long."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> LostProcessError:
+        """Return the sentence for an error of torch.distributed."""
+        return cls(
+            f"another process of this training ended, or did not answer in time ({first_line(error)[:200]}); its own "
+            "message stands above, or in the log of its machine. Start the same command again: the pre-training goes "
+            "on from its last checkpoint."
+        )
 
 
 @contextmanager
@@ -85,6 +104,8 @@ def sentence_of(error: BaseException, raised: Sequence[str] = ()) -> str:
             return quoted[-1]
     if type(error).__name__ == "LocalEntryNotFoundError":  # of huggingface_hub, whose import takes its time
         return _UNREACHABLE
+    if _is_of_lost_process(error):
+        return str(LostProcessError.of(error))
     unknown = _UNKNOWN_MODEL.search(str(error)) if isinstance(error, RuntimeError | ValueError) else None
     return _UNKNOWN_BACKBONE.format(unknown.group(1)) if unknown else ""
 
@@ -112,6 +133,11 @@ def show_in_one_line(error: BaseException, program: str = "anomalib-msacl") -> N
             previous(kind, value, trace)
 
     sys.excepthook = show
+
+
+def _is_of_lost_process(error: BaseException) -> bool:
+    """Whether an error is that of a collective operation whose other side is gone; DDP raises it in the backward."""
+    return isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)) is not None
 
 
 def name_some(names: Sequence[str], separator: str = ", ") -> str:

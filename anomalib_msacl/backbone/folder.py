@@ -9,16 +9,24 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import logging
+import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import timm
 from torch import nn
 
 from anomalib_msacl.backbone.provenance import Provenance
+from anomalib_msacl.backbone.tensors import digest, read_file
 from anomalib_msacl.errors import InputError, first_line
 
+logger = logging.getLogger(__name__)
+
+_HASH = "sha256_of_tensors"
 FILES = ("README.md", "config.json", "model.safetensors")
 
 # Arguments of an architecture that are decided here: all backbones are without classifier, for RGB images of any size.
@@ -40,28 +48,86 @@ def save_backbone(model: nn.Module, directory: str | Path, provenance: Provenanc
         The folder.
 
     Raises:
-        InputError: If the folder holds something else.
+        InputError: If the folder holds something else, or cannot be written.
     """
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    check_target(directory)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
-        new = Path(temporary) / "weights"
-        # timm refuses keys of ours in its own part of the configuration.
-        own = {"msacl": provenance.own_entry()}
-        arguments = dict(provenance.model_args)
-        timm.models.save_for_hf(
-            _described(model, provenance), str(new), model_config=own, model_args=arguments, safe_serialization=True
-        )
-        (new / "README.md").write_text(card, encoding="utf-8")
-        if directory.exists():
-            directory.rename(Path(temporary) / "old")
-        try:
-            new.rename(directory)
-        except OSError:  # another run with the same content was faster: its folder is as good
-            if not (directory / "config.json").is_file():
-                raise
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        check_target(directory)
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=_saving(directory)) as temporary:
+            _write(model, Path(temporary), provenance, card)
+            _put(Path(temporary), directory)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"weights cannot be saved to {directory} ({first_line(error)}); free some space, or name a folder that can "
+            "be written, and start again."
+        ) from error
     return directory
+
+
+def _write(model: nn.Module, temporary: Path, provenance: Provenance, card: str) -> None:
+    """Write the files of a folder."""
+    new = temporary / "weights"
+    # timm refuses keys of ours in its own part of the configuration.
+    own = {"msacl": {**provenance.own_entry(), _HASH: digest(model.state_dict())}}
+    arguments = dict(provenance.model_args)
+    timm.models.save_for_hf(
+        _described(model, provenance), str(new), model_config=own, model_args=arguments, safe_serialization=True
+    )
+    (new / "README.md").write_text(card, encoding="utf-8")
+    for path in (*new.iterdir(), new):
+        sync(path)
+
+
+def _put(temporary: Path, directory: Path) -> None:
+    """Put a folder that is written into its place."""
+    if directory.exists():
+        directory.rename(temporary / "old")
+    try:
+        (temporary / "weights").rename(directory)
+    except OSError:  # another run with the same content was faster: its folder is as good
+        if not (directory / "config.json").is_file():
+            raise
+    sync(directory.parent)
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether a folder of weights holds the very tensors that were saved; a warning tells what is wrong with it.
+
+    Folders of before, which hold no hash, are taken as they are.
+    """
+    if not (directory / "config.json").is_file():
+        return False
+    try:
+        expected = read_config(directory)["msacl"].get(_HASH)
+        reason = "" if expected in {None, digest(read_file(directory / "model.safetensors"))} else "other tensors"
+    except InputError as error:
+        reason = str(error)
+    if reason:
+        logger.warning("MSACL: %s does not hold the weights that were saved there (%s).", directory, reason)
+    return not reason
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what runs that were killed while they saved a folder have left beside it."""
+    for path in directory.parent.glob(f"{_saving(directory)}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _saving(directory: Path) -> str:
+    """Return how the names of temporary folders and files begin."""
+    return f".saving-{directory.name}-"
+
+
+def sync(path: Path) -> None:
+    """Let the content of a file or folder reach the disk."""
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_target(directory: str | Path) -> None:

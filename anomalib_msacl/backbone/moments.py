@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from anomalib_msacl import distributed
+
 
 class Moments:
-    """Second moments of the patches of a feature map, gathered batch by batch in double precision."""
+    """Second moments of the patches of a feature map, gathered batch by batch in double precision.
 
-    def __init__(self) -> None:
-        self._number, self._sum, self._square = 0, torch.zeros(()), torch.zeros(())
+    Args:
+        channels: Channels of the feature map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._number = 0
+        self._sum = torch.zeros(channels, dtype=torch.float64)
+        self._square = torch.zeros(channels, channels, dtype=torch.float64)
 
     def add(self, maps: Tensor) -> None:
         """Take feature maps of shape ``(B, C, h, w)``."""
@@ -18,6 +26,11 @@ class Moments:
         self._number += len(patches)
         self._sum = self._sum + patches.sum(dim=0)
         self._square = self._square + patches.T @ patches
+
+    def join(self) -> None:
+        """Take the patches of all processes together, once."""
+        self._number = int(distributed.total(torch.tensor(self._number)))
+        self._sum, self._square = distributed.total(self._sum), distributed.total(self._square)
 
     @property
     def mean(self) -> Tensor:

@@ -12,6 +12,7 @@ from anomalib_msacl.backbone.encoder import Encoder, evaluating
 from anomalib_msacl.backbone.moments import Moments
 from anomalib_msacl.backbone.streams import stream_of
 from anomalib_msacl.compat import BatchNorm
+from anomalib_msacl.distributed import copy_from_main
 
 _RIDGE = 1e-3
 _TINY = 1e-12
@@ -28,7 +29,7 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
     Args:
         encoder: Its backbone is changed in place.
         before: The same architecture with the weights of before, and with the same frozen stages.
-        batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``.
+        batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``; those of this process, if there are several.
 
     Returns:
         Share of the variance of the feature map of before that the affine map explains, at most 1; None where nothing
@@ -42,12 +43,13 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
     if entry is None:
         return None
     convolution, norm = entry
-    moments = Moments()
+    number = encoder.stages[index]["num_chs"]
+    moments = Moments(2 * number)
     with evaluating(encoder), evaluating(before):
         for images in batches:
             maps = [found[index] for found in _both(encoder, before, images, index)]
             moments.add(torch.cat(maps, dim=1))
-    number = encoder.stages[index]["num_chs"]
+    moments.join()
     covariance = moments.covariance
     if not covariance.isfinite().all():  # training has diverged, which the choice of the weights tells
         return None
@@ -61,6 +63,7 @@ def realign(encoder: Encoder, before: Encoder, batches: Iterable[Tensor]) -> flo
     convolution.weight.copy_((weight @ matrix)[:, :, None, None])
     # Of the convolution only the mean over all pixels moves, which BatchNorm takes off again.
     cast("Tensor", norm.running_mean).sub_((weight @ offset).to(norm.weight))
+    copy_from_main(encoder.backbone)
     return float(1 - left.trace() / old.trace().clamp_min(_TINY))
 
 

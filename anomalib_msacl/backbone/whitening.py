@@ -22,6 +22,7 @@ from torch import Tensor
 from anomalib_msacl.backbone.encoder import Encoder, evaluating
 from anomalib_msacl.backbone.moments import Moments
 from anomalib_msacl.backbone.streams import fold, streams
+from anomalib_msacl.distributed import copy_from_main
 
 _SHRINKAGE = 0.01
 _TINY = 1e-12
@@ -33,22 +34,24 @@ def whiten(encoder: Encoder, batches: Iterable[Tensor], std: float) -> list[str]
     Args:
         encoder: Its backbone is changed in place; the output of stages behind the deepest layer stays, and so does that
             of the head, unless it pools the deepest layer itself, as with layer4 of a ResNet.
-        batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``.
+        batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``; those of this process, if there are several.
         std: Root mean square standard deviation of a channel over normal patches afterwards.
 
     Returns:
         Names of the stages that were whitened.
     """
     found = streams(encoder)
-    moments = {index: Moments() for index in found}
+    moments = {index: Moments(stream.writers[0][1].num_features) for index, stream in found.items()}
     with torch.no_grad(), evaluating(encoder):
         for images in batches if found else ():
             for index, maps in encoder.intermediates(images, sorted(found)).items():
                 moments[index].add(maps)
     for index, stream in found.items():
+        moments[index].join()
         covariance = moments[index].covariance
         passing = covariance if stream.linear else covariance.diagonal().diag()
         fold(stream, whitening_map(passing, std))
+    copy_from_main(encoder.backbone)  # processors may differ in the last digit
     return [encoder.stages[index]["module"] for index in found]
 
 

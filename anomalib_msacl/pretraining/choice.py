@@ -8,7 +8,7 @@ import torch
 
 from anomalib_msacl.backbone import Encoder
 from anomalib_msacl.backbone.tensors import StateDict
-from anomalib_msacl.pretraining.questions import FEWEST, Questions, Score, standard_error
+from anomalib_msacl.pretraining.questions import FEWEST, Asks, Score, standard_error
 
 UNTOUCHED = "untouched"
 WHITENED = "whitened"
@@ -38,7 +38,7 @@ class Choice:
     """
 
     def __init__(self) -> None:
-        self.questions: Questions | None = None
+        self.questions: Asks | None = None
         self.scores: dict[str, Score] = {}
         self.kept: str | None = None
         self._best: str | None = None

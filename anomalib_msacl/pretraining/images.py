@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from anomalib_msacl import distributed
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.pretraining.loading import SharedLoader, with_batches
 
 _BEYOND = 0.2  # what resizing may add to [0, 1]
 
@@ -26,6 +28,17 @@ class NormalImages:
     def __init__(self, loader: Iterable[Any], prepare: Callable[[Tensor], Tensor] | None = None) -> None:
         self.loader = loader
         self._prepare = prepare
+
+    @property
+    def whole(self) -> Iterable[Any]:
+        """The loader of the images of all processes."""
+        return self.loader.whole if isinstance(self.loader, SharedLoader) else self.loader
+
+    def shared(self) -> Iterable[Any]:
+        """Return a loader of the images of this process, whose state a checkpoint can keep."""
+        loader: Any = self.loader
+        divisible = isinstance(loader, DataLoader) and loader.batch_sampler is not None
+        return SharedLoader(loader) if divisible or distributed.world_size() > 1 else loader
 
     @classmethod
     def of(cls, images: NormalImages | Tensor | Iterable[Any], batch_size: int) -> NormalImages:
@@ -48,23 +61,33 @@ class NormalImages:
         return self._prepare(images) if self._prepare else images
 
     def batches(self, number: int, device: torch.device) -> Iterator[Tensor]:
-        """Yield batches on a device, so many images at most.
+        """Yield batches on a device, so many images at most; with several processes each yields images of its own.
 
         Raises:
             InputError: If values lie far outside of [0, 1].
         """
-        for batch in undisturbed(self.loader):
-            images = self.of_batch(batch).to(device)[:number]
+        loader = undisturbed(self.whole)
+        if distributed.world_size() > 1:
+            loader = SharedLoader(loader)
+            number = len(range(distributed.rank(), number, distributed.world_size()))
+        yield from self._first(loader, number, device)
+
+    def collect(self, number: int) -> Tensor | None:
+        """Return up to ``number`` images of all processes on the CPU, ``(N, 3, H, W)``; None if there are none."""
+        found = list(self._first(undisturbed(self.whole), number, torch.device("cpu")))
+        return torch.cat(found) if found else None
+
+    def _first(self, loader: Iterable[Any], number: int, device: torch.device) -> Iterator[Tensor]:
+        """Yield the first images of a loader, batch by batch."""
+        for batch in loader:
+            own = 0 if getattr(loader, "filler", False) else number
+            images = self.of_batch(batch).to(device)[:own]
             check_range(images)
-            yield images
+            if len(images):
+                yield images
             number -= len(images)
             if number <= 0:
                 break
-
-    def collect(self, number: int) -> Tensor | None:
-        """Return up to ``number`` images on the CPU, shape ``(N, 3, H, W)``; None if there are none."""
-        found = [batch for batch in self.batches(number, torch.device("cpu")) if len(batch)]
-        return torch.cat(found) if found else None
 
 
 def normal_of(batch: Any) -> Tensor:
@@ -81,14 +104,7 @@ def undisturbed(loader: Any) -> Any:
     """Return a loader whose iteration does not disturb one under way: persistent workers serve one at a time."""
     if not getattr(loader, "persistent_workers", False) or loader.batch_sampler is None:
         return loader or ()
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=loader.batch_sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-    )
+    return with_batches(loader, loader.batch_sampler, persistent=False)
 
 
 def check_range(images: Tensor) -> None:

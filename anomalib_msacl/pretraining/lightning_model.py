@@ -11,8 +11,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder
+from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints
+from anomalib_msacl.pretraining.exchange import exchange_of
 from anomalib_msacl.pretraining.images import NormalImages, check_range
+from anomalib_msacl.pretraining.loading import set_random_state
 from anomalib_msacl.pretraining.questions import Score
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.pretraining.torch_model import MsaclTerms, class_separation
@@ -43,6 +47,7 @@ class PretrainingModule(LightningModule):
         recipe: Optimiser, schedule and number of views.
         images: What the trainer's loader yields.
         consider: Called after every step with the steps made and the steps to make; returns a score now and then.
+        checkpoints: Keeps the run on disk; None does not.
     """
 
     def __init__(
@@ -53,11 +58,17 @@ class PretrainingModule(LightningModule):
         recipe: Recipe,
         images: NormalImages,
         consider: Consider,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.terms, self.synthesis, self.recipe = encoder, terms, synthesis, recipe
-        self.images, self.consider = images, consider
+        self.images, self.consider, self.checkpoints = images, consider, checkpoints
         self._seen = 0
+
+    def on_train_start(self) -> None:
+        """Take the random numbers up where a run that goes on had left them."""
+        self._seen = self.global_step
+        restore_random(self.trainer)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the terms of a batch."""
@@ -86,6 +97,22 @@ class PretrainingModule(LightningModule):
         log_score(self, self.consider(step, total))
         if step >= total:
             self.trainer.should_stop = True  # else Lightning logs nothing of a last step between two intervals
+        elif self.checkpoints is not None:
+            self.checkpoints.after_step(self.trainer)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what Lightning does not know of."""
+        if self.checkpoints is not None:
+            checkpoint[STATE] = self.checkpoints.state()
+
+
+def restore_random(trainer: Trainer) -> bool:
+    """Restore the random numbers of a run that goes on; return whether it does."""
+    after = getattr(trainer.train_dataloader, "after", None)
+    if after is None:
+        return False
+    set_random_state(after)
+    return True
 
 
 def training_loss(module: LightningModule, images: Tensor, batch_idx: int) -> Tensor:
@@ -99,15 +126,19 @@ def training_loss(module: LightningModule, images: Tensor, batch_idx: int) -> Te
     trainable = cast("Trainable", module)
     if batch_idx == 0 and module.global_step == 0:
         check_range(images)
+    counts = len(images) > 0 and not getattr(trainable.trainer.train_dataloader, "filler", False)
+    if distributed.world_size() > 1 and not len(images):
+        images = images.new_zeros(1, *images.shape[1:])  # nothing of its own, but the others wait for it
     batch = trainable.synthesis(images, trainable.recipe.view.number)
     batches = max(1, trainable.trainer.accumulate_grad_batches)
-    found = trainable.terms(trainable.encoder, batch, position=batch_idx % batches == 0)
+    exchange = exchange_of(batch, counts)
+    found = trainable.terms(trainable.encoder, batch, position=batch_idx % batches == 0, exchange=exchange)
     loss: Tensor = trainable.terms.total(found.values, batches) if found.values else images.new_zeros(())
     module.log_dict({f"train_{name}": value.detach() for name, value in found.values.items()})
     module.log("train_loss", loss.detach(), prog_bar=True)
     module.log("learning_rate", trainable.trainer.optimizers[0].param_groups[0]["lr"])
     if found.z is not None:
-        gap, spread = class_separation(found.z.detach(), batch.classes)
+        gap, spread = class_separation(found.z.detach(), found.classes)
         module.log_dict({"class_gap": gap, "class_spread": spread, "class_separation": gap / spread.clamp_min(1e-6)})
     return loss
 

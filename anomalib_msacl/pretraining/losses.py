@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_msacl.pretraining.exchange import Alone, Exchange
 from anomalib_msacl.recipe import Positives
 
 
@@ -284,27 +285,30 @@ class DenseLesion(nn.Module):
         super().__init__()
         self.margin, self.temperature, self.queries, self.bank = margin, temperature, queries, bank
 
-    def forward(self, features: Tensor, masks: Tensor, images: Tensor) -> Tensor:
+    def forward(self, features: Tensor, masks: Tensor, images: Tensor, exchange: Exchange | None = None) -> Tensor:
         """Return the loss.
 
         Args:
             features: Feature maps, shape ``(B, C, h, w)``.
             masks: Lesion masks, shape ``(B, 1, H, W)``; empty for normal images.
             images: Which original image each map comes from, shape ``(B,)``.
+            exchange: Joins them with those of other processes; None where there are none.
 
         Returns:
             Scalar; 0 where there is no lesion or nothing to compare it with.
         """
         patches = F.avg_pool2d(features, 3, 1, 1).movedim(1, -1)
-        coverage = cells(masks.to(patches.dtype), features)[:, 0]
-        owner = images[:, None, None].expand(coverage.shape)
-        normal_image = (masks.flatten(1).amax(dim=1) == 0)[:, None, None].expand(coverage.shape)
-        bank = _some(normal_image, self.bank)
-        lesion = _some(coverage > 0.5, self.queries)
-        normal = _some((coverage == 0) & ~normal_image, self.queries)
+        exchange = exchange or Alone(images, images)
+        coverage = exchange.rows(cells(masks.to(patches.dtype), features)[:, 0])
+        owner = exchange.owners[:, None, None].expand(coverage.shape)
+        normal_image = exchange.rows(masks.flatten(1).amax(dim=1) == 0)[:, None, None].expand(coverage.shape)
+        bank = _some(normal_image, self.bank, exchange)
+        lesion = _some(coverage > 0.5, self.queries, exchange)
+        normal = _some((coverage == 0) & ~normal_image, self.queries, exchange)
+        normality = exchange.take(patches, bank)
         distances = (
             [
-                nearest_normal_distance(patches[rows], owner[rows], patches[bank], owner[bank])
+                nearest_normal_distance(exchange.take(patches, rows), owner[rows], normality, owner[bank])
                 for rows in (lesion, normal)
             ]
             if len(bank[0])
@@ -327,7 +331,7 @@ def cells(masks: Tensor, features: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(masks, (features.shape[-2], features.shape[-1]))
 
 
-def _some(mask: Tensor, number: int) -> tuple[Tensor, ...]:
+def _some(mask: Tensor, number: int, exchange: Exchange) -> tuple[Tensor, ...]:
     """Return the index of at most ``number`` True entries, drawn at random."""
     rows = mask.nonzero()
-    return rows[torch.randperm(len(rows), device=mask.device)[:number]].unbind(dim=1)
+    return rows[exchange.some(len(rows), number, mask.device)].unbind(dim=1)

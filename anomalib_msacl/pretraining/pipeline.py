@@ -19,15 +19,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, Provenance, realign, rescale, save_backbone, whiten
 from anomalib_msacl.backbone.card import CardFacts, model_card
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.tensors import StateDict, copy_of
+from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, step_name
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
-from anomalib_msacl.pretraining.questions import Questions, Score
+from anomalib_msacl.pretraining.preparation import check_trainer
+from anomalib_msacl.pretraining.questions import Score, draw_questions
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.pretraining.torch_model import MsaclTerms
 from anomalib_msacl.recipe import Recipe
@@ -91,6 +94,7 @@ def pretrain(
     held_out: Images | None = None,
     recipe: Recipe | None = None,
     trainer: Trainer | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Pretrained:
     """Pre-train a backbone on normal images (MSACL, arXiv 2109.01303).
 
@@ -102,7 +106,9 @@ def pretrain(
         images: Normal training images in [0, 1]: a tensor of shape ``(N, 3, H, W)``, or a loader of such batches.
         held_out: Other normal images, for the choice; without them the last step is kept.
         recipe: How to pre-train; the default if None.
-        trainer: Makes the steps; one on this machine's best device if None. It is used once.
+        trainer: Makes the steps; one on this machine's best device if None. It is used once. For several devices every
+            process calls this function, in one process group.
+        checkpoints: Keeps the run on disk and lets it go on; nothing is kept if None.
 
     Returns:
         The backbone that is kept, and what it was compared with.
@@ -123,16 +129,21 @@ def pretrain(
     images = NormalImages.of(images, recipe.batch_size)
     run = Pretraining(encoder, provenance, recipe)
     trainer = trainer or make_trainer(recipe)
+    check_trainer(trainer, recipe)
     with isolate_rng():
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(distributed.seed_of_process(recipe.seed))
         if recipe.max_steps or recipe.whitening.alone:
             run.to(trainer.strategy.root_device)
+            begun = checkpoints.read() if checkpoints else None
+            if begun:
+                run.go_on(begun)
             run.ask(images, held_out)
-            run.whiten(images)
+            if not begun:
+                run.whiten(images)
             if not recipe.whitening.alone:
                 run.run_frozen_stages_apart()
                 run.fix_centres(images)
-                run.train(images, trainer)  # every so often the average with the start is a candidate
+                run.train(images, trainer, checkpoints)  # every so often the average with the start is a candidate
             run.choose()
             run.realign(images)
     return run.result()
@@ -184,17 +195,14 @@ class Pretraining:
 
     def ask(self, images: NormalImages, held_out: Images | None) -> None:
         """Draw the questions that all candidates are asked, the untouched backbone first."""
-        number = self.recipe.choice.images
         self._start = self._start or copy_of(self.encoder.backbone)
         if self.recipe.choice.evaluations == 0:
             return
-        bank = images.collect(number)
-        others = None if held_out is None else NormalImages.of(held_out, self.recipe.batch_size).collect(number)
-        if bank is None or others is None:
+        others = None if held_out is None else NormalImages.of(held_out, self.recipe.batch_size)
+        self.choice.questions = draw_questions(images, others, self.recipe)
+        if self.choice.questions is None:
             logger.warning("MSACL: no held-out normal images, so the last step is kept unseen; set a validation split.")
-            return
-        self.choice.questions = Questions(bank, others, self.recipe)
-        if not self.choice.scores:
+        elif not self.choice.scores:
             self._consider(UNTOUCHED, self._start)
 
     def whiten(self, images: NormalImages) -> None:
@@ -230,12 +238,20 @@ class Pretraining:
             with evaluating(self.encoder):
                 features.append(self.terms.embed(self.encoder, synthetic.images))
             labels.append(synthetic.classes)
-        self.terms.centring.fix(torch.cat(features), torch.cat(labels))
+        mine = torch.cat(features) if features else self.terms.centring.centres[:0]
+        classes = torch.cat(labels) if labels else torch.zeros(0, dtype=torch.long, device=self.device)
+        self.terms.centring.fix(distributed.gather(mine), distributed.gather(classes))
+        distributed.copy_from_main(self.terms)
 
-    def train(self, images: NormalImages, trainer: Trainer) -> None:
+    def train(self, images: NormalImages, trainer: Trainer, checkpoints: Checkpoints | None = None) -> None:
         """2. Train on images of all classes; candidates are compared on the way."""
-        module = PretrainingModule(self.encoder, self.terms, self.synthesis, self.recipe, images, self.consider)
-        trainer.fit(module, train_dataloaders=images.loader)
+        parts = (self.encoder, self.terms, self.synthesis, self.recipe, images, self.consider, checkpoints)
+        path = None
+        if checkpoints is not None:
+            checkpoints.state = self.state_dict
+            path = checkpoints.path if checkpoints.resumed else None
+        module = PretrainingModule(*parts)
+        trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True)
         self.to(trainer.strategy.root_device)  # Lightning moves a trained module back to the CPU
 
     def is_due(self, step: int, total: float) -> bool:
@@ -265,6 +281,8 @@ class Pretraining:
         if self.choice.questions is not None and last not in self.choice.scores:  # stopped early
             self._consider(last, self._average())
         self.encoder.backbone.load_state_dict(self.choice.decide(last, self._average()))
+        self.choice.kept = distributed.on_main(lambda: self.choice.kept)
+        distributed.copy_from_main(self.encoder.backbone)
         if self.encoder.frozen is not None and not self.encoder.frozen.fits(self.encoder):
             self.encoder.frozen = None  # it is the untouched backbone again
         if self.choice.kept == UNTOUCHED:
@@ -315,6 +333,13 @@ class Pretraining:
         self._provenance = replace(self._provenance, layers=layers, feature_std=std)
         if not goes_on:
             self._initial = self._provenance
+
+    def go_on(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take up a run at a checkpoint of :class:`PretrainingModule`; the optimiser is Lightning's to restore."""
+        self.load_state_dict(checkpoint[STATE], goes_on=True)
+        for prefix, module in (("encoder.", self.encoder), ("terms.", self.terms)):
+            tensors = checkpoint["state_dict"].items()
+            module.load_state_dict({n.removeprefix(prefix): value for n, value in tensors if n.startswith(prefix)})
 
     def _last_name(self) -> str:
         """Return the name of the candidate that the encoder is now."""

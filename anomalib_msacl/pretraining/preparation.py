@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torchvision.transforms.v2 import Compose
 
+from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Backbone, Encoder, Provenance
 from anomalib_msacl.backbone.checks import for_each_channel
 from anomalib_msacl.backbone.encoder import evaluating
+from anomalib_msacl.compat import allow_unused_parameters
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions import MINIMUM_SIDE
 from anomalib_msacl.pretraining.synthesis import Synthesis, SyntheticBatch
@@ -105,17 +108,40 @@ def check_trainable(encoder: Encoder, recipe: Recipe, architecture: str, size: S
         )
 
 
-def check_trainer(trainer: Trainer) -> None:
-    """Refuse trainers that the pre-training cannot run on.
+def check_devices(trainer: Trainer, recipe: Recipe) -> None:
+    """Refuse trainers on several devices that cannot be right.
 
     Raises:
-        InputError: If it has several devices, or weights of 16 bits.
+        InputError: If they do not run by DDP, are not there yet, or the recipe does not allow several.
     """
-    if trainer.world_size > 1:
+    if trainer.world_size == 1:
+        return
+    if not isinstance(trainer.strategy, DDPStrategy):
         raise InputError(
-            f"MSACL pre-training runs on one device, but the trainer has {trainer.world_size}; set trainer.devices to "
-            "1."
+            f"MSACL pre-training on several devices runs by trainer.strategy ddp, not by "
+            f"{type(trainer.strategy).__name__}; set it, or trainer.devices to 1."
         )
+    if distributed.world_size() != trainer.world_size:
+        raise InputError(
+            f"the trainer has {trainer.world_size} devices, but {distributed.world_size()} processes of a group call "
+            "pretrain; use anomalib train, or open the group first (docs/devices.md)."
+        )
+    if not recipe.freeze.batch_norm:
+        raise InputError(
+            "recipe.freeze.batch_norm is false, but on several devices the statistics of BatchNorm would be those of a "
+            "part of the batch; set it to true, or trainer.devices to 1."
+        )
+
+
+def check_trainer(trainer: Trainer, recipe: Recipe) -> None:
+    """Refuse trainers that the pre-training cannot run on, and prepare one of several devices.
+
+    Raises:
+        InputError: If its weights have 16 bits, or :func:`check_devices` refuses it.
+    """
+    check_devices(trainer, recipe)
+    if isinstance(trainer.strategy, DDPStrategy):
+        allow_unused_parameters(trainer.strategy)  # those behind the layers, and terms that not every batch has
     if str(trainer.precision).endswith("16-true"):
         raise InputError(
             f"MSACL pre-training cannot run in {trainer.precision}; set trainer.precision to 32-true, bf16-mixed or "

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
+from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.losses import cells
 from anomalib_msacl.pretraining.patches import patch_features
 from anomalib_msacl.recipe import Recipe
@@ -92,6 +94,13 @@ def _ordered(distances: Tensor, images: int) -> Tensor:
     return ((lesions > normal).double() + 0.5 * (lesions == normal)).mean(dim=(0, 1))
 
 
+class Asks(Protocol):
+    """What scores candidates."""
+
+    def score(self, encoder: Encoder, device: torch.device) -> Score:
+        """Return the score of an encoder that is on a device."""
+
+
 class Questions:
     """A small PatchCore on held-out images: distance of patches to the nearest of a random bank of normal patches.
 
@@ -164,6 +173,43 @@ class Questions:
             kept = [*kept, features.cpu()] if size <= _REMEMBERED else []
             yield features
         self._of, self._remembered = frozen, kept
+
+
+class AskedOnce:
+    """Questions that the first of several processes asks; all of them hear the score.
+
+    Args:
+        questions: The questions; None on the other processes.
+    """
+
+    def __init__(self, questions: Questions | None) -> None:
+        self.questions = questions
+
+    def score(self, encoder: Encoder, device: torch.device) -> Score:
+        """Return the score of an encoder that is the same on all processes."""
+        return distributed.on_main(lambda: cast("Questions", self.questions).score(encoder, device))
+
+
+def draw_questions(images: NormalImages, held_out: NormalImages | None, recipe: Recipe) -> Asks | None:
+    """Return what the candidates are asked; None without images for it.
+
+    Args:
+        images: Normal training images.
+        held_out: Other normal images.
+        recipe: Says how many.
+    """
+    drawn: list[Questions] = []
+
+    def draw() -> bool:
+        bank = images.collect(recipe.choice.images)
+        others = None if held_out is None else held_out.collect(recipe.choice.images)
+        if bank is not None and others is not None:
+            drawn.append(Questions(bank, others, recipe))
+        return bool(drawn)
+
+    if not distributed.on_main(draw):
+        return None
+    return drawn[0] if distributed.world_size() == 1 else AskedOnce(drawn[0] if drawn else None)
 
 
 def _auroc(distances: Tensor, labels: Tensor) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_msacl.backbone import Encoder
+from anomalib_msacl.pretraining.exchange import Exchange, exchange_of
 from anomalib_msacl.pretraining.losses import (
     AugmentationPrediction,
     DenseLesion,
@@ -27,12 +28,14 @@ class TermValues(NamedTuple):
     Attributes:
         values: Unweighted terms by name, those whose weight is not 0.
         maps: Feature maps of the encoder's layers, each of shape ``(B, C_l, h_l, w_l)``.
-        z: ``f_theta`` of the images, shape ``(B, projection)``; None where no term needs it.
+        z: ``f_theta`` of the images of all processes, shape ``(N, projection)``; None where no term needs it.
+        classes: Their classes, shape ``(N,)``.
     """
 
     values: dict[str, Tensor]
     maps: list[Tensor]
     z: Tensor | None
+    classes: Tensor
 
 
 class MsaclTerms(nn.Module):
@@ -64,32 +67,37 @@ class MsaclTerms(nn.Module):
         """Return ``f_theta`` of images in [0, 1] of shape ``(B, 3, H, W)``: ``z`` of shape ``(B, projection)``."""
         return cast("Tensor", self.projection(encoder(images)[1]))
 
-    def forward(self, encoder: Encoder, batch: SyntheticBatch, position: bool = True) -> TermValues:
+    def forward(
+        self, encoder: Encoder, batch: SyntheticBatch, position: bool = True, exchange: Exchange | None = None
+    ) -> TermValues:
         """Return the terms whose weight is not 0.
 
         Args:
             encoder: The backbone that is trained.
             batch: Images of all classes.
             position: Whether ``l_pos``, which sends further images through the encoder, is among them.
+            exchange: Joins the batch with those of other processes; that of their number if None.
         """
-        loss = self.loss
+        loss, exchange = self.loss, exchange or exchange_of(batch)
+        classes, owners = exchange.classes, exchange.owners
         maps, pooled = encoder(batch.images, pooled=loss.uses_pooled_features)
+        if pooled is not None:
+            pooled = exchange.rows(pooled)
         values: dict[str, Tensor] = {}
         z = None
         if loss.centring or loss.contrastive:
             z = self.projection(pooled)
             if loss.centring:
-                values["centring"] = self.centring(z, batch.classes)
+                values["centring"] = self.centring(z, classes)
             if loss.contrastive:
-                values["contrastive"] = self.contrastive(z, batch.classes, self.centring.centres, batch.owners)
+                values["contrastive"] = self.contrastive(z, classes, self.centring.centres, owners)
         if loss.augmentation:
-            values["augmentation"] = self.augmentation(pooled, batch.classes)
+            values["augmentation"] = self.augmentation(pooled, classes)
         if loss.position and position:
-            normal = batch.images[batch.classes == 0]
-            values["position"] = self._position(encoder, normal[: loss.position_images])
+            values["position"] = self._position(encoder, batch.images, exchange)
         if loss.dense:
-            values["dense"] = self._dense(maps, batch)
-        return TermValues(values, maps, z)
+            values["dense"] = self._dense(maps, batch, exchange)
+        return TermValues(values, maps, z, classes)
 
     def total(self, values: dict[str, Tensor], batches: int = 1) -> Tensor:
         """Return the weighted sum of terms.
@@ -102,18 +110,21 @@ class MsaclTerms(nn.Module):
         weighted = [getattr(self.loss, name) * times.get(name, 1) * value for name, value in values.items()]
         return torch.stack(weighted).sum()
 
-    def _position(self, encoder: Encoder, images: Tensor) -> Tensor:
-        """Return ``l_pos`` of normal views."""
+    def _position(self, encoder: Encoder, images: Tensor, exchange: Exchange) -> Tensor:
+        """Return ``l_pos`` of the first normal views."""
         unit = encoder.granularity
         side = encoder.fixed_side or max(unit, round(min(images.shape[-2:]) / 2 / unit) * unit)
-        patches, neighbours, positions = patch_pairs(images, side)
+        normal, places, draw = exchange.pairs(images, self.loss.position_images)
+        own = draw.select(places) if len(places) == len(normal) else draw.select(places.new_zeros(1))
+        patches, neighbours, _ = patch_pairs(normal, side, own)
         features = cast("Tensor", encoder(torch.cat([patches, neighbours]))[1])
-        return cast("Tensor", self.position(*features.chunk(2), positions))
+        pairs = exchange.joined(torch.stack(features.chunk(2), dim=1), places)
+        return cast("Tensor", self.position(*pairs.unbind(dim=1), draw.positions))
 
-    def _dense(self, maps: list[Tensor], batch: SyntheticBatch) -> Tensor:
+    def _dense(self, maps: list[Tensor], batch: SyntheticBatch, exchange: Exchange) -> Tensor:
         """Return the mean of the dense term over the layers that are trained."""
         layers = [layer for layer in maps if layer.requires_grad or not self.training]
-        values = [self.dense(layer, batch.masks, batch.owners) for layer in layers]
+        values = [self.dense(layer, batch.masks, batch.owners, exchange) for layer in layers]
         return torch.stack(values).mean() if values else batch.masks.new_zeros(())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import NamedTuple
 
 import kornia.augmentation as K  # noqa: N812
 import torch
@@ -94,7 +95,35 @@ class WeakView(nn.Module):
         return views.clamp(0, 1)
 
 
-def patch_pairs(images: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+class PairDraw(NamedTuple):
+    """What is random about pairs of patches.
+
+    Attributes:
+        positions: Which neighbour it is, 0 to 7, row by row from the upper left, shape ``(B,)``.
+        middle: Place of the middle patch within its cell, in [0, 1), shape ``(B, 2)``.
+        neighbour: Place of its neighbour within its cell, in [0, 1), shape ``(B, 2)``.
+    """
+
+    positions: Tensor
+    middle: Tensor
+    neighbour: Tensor
+
+    @classmethod
+    def of(cls, number: int, device: torch.device) -> PairDraw:
+        """Draw so many pairs."""
+        positions = torch.randint(len(_NEIGHBOURS), (number,), device=device)
+        return cls(positions, *(torch.rand(number, 2, device=device) for _ in range(2)))
+
+    def select(self, rows: Tensor) -> PairDraw:
+        """Return the pairs of some images."""
+        return PairDraw(*(part[rows] for part in self))
+
+    def to(self, device: torch.device) -> PairDraw:
+        """Return the same on another device."""
+        return PairDraw(*(part.to(device) for part in self))
+
+
+def patch_pairs(images: Tensor, side: int, draw: PairDraw | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Cut the middle patch of each image and one of its eight neighbours.
 
     The image is divided into 3 x 3 cells; a patch fills three quarters of its cell at a random place in it, so that
@@ -103,22 +132,23 @@ def patch_pairs(images: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     Args:
         images: Shape ``(B, C, H, W)``.
         side: Patches are resized to this many pixels a side.
+        draw: What is random; drawn now if None.
 
     Returns:
         Patches and neighbours, each of shape ``(B, C, side, side)``, and the positions 0 to 7, shape ``(B,)``.
     """
-    batch = len(images)
-    position = torch.randint(len(_NEIGHBOURS), (batch,), device=images.device)
-    cell = torch.tensor(_NEIGHBOURS, device=images.device)[position]
-    return _cell_patch(images, torch.ones_like(cell), side), _cell_patch(images, cell, side), position
+    draw = PairDraw.of(len(images), images.device) if draw is None else draw
+    cell = torch.tensor(_NEIGHBOURS, device=images.device)[draw.positions]
+    middle = _cell_patch(images, torch.ones_like(cell), draw.middle, side)
+    return middle, _cell_patch(images, cell, draw.neighbour, side), draw.positions
 
 
-def _cell_patch(images: Tensor, cell: Tensor, side: int) -> Tensor:
-    """Return a patch of cell ``(row, column)`` of a 3 x 3 grid, at a random place within the cell."""
-    corner = (cell + 0.25 * torch.rand(cell.shape, device=images.device)) / 3
+def _cell_patch(images: Tensor, cell: Tensor, place: Tensor, side: int) -> Tensor:
+    """Return a patch of cell ``(row, column)`` of a 3 x 3 grid, at a place within the cell."""
+    corner = (cell + 0.25 * place) / 3
     size = 0.75 / 3
     middle = (2 * (corner + size / 2) - 1).flip(-1)
-    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta = torch.zeros(len(images), 2, 3, dtype=torch.float32, device=images.device)
     theta[:, 0, 0] = theta[:, 1, 1] = size
     theta[:, :, 2] = middle
     with torch.autocast(images.device.type, enabled=False):  # half a digit of a place is a pixel

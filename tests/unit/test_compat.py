@@ -18,12 +18,14 @@ from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.models.components.feature_extractors import timm as extractors
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
 
 from anomalib_msacl.compat import (
     BatchNorm,
     DataHooks,
+    allow_unused_parameters,
     exporting_with,
     is_attached,
     position_embeddings_without_antialiasing,
@@ -57,6 +59,14 @@ def test_transformers_resample_their_position_embeddings_through_the_name_that_i
         timm_vit.resample_abs_pos_embed = before
     assert torch.equal(plain, anomalibs)
     assert torch.allclose(usual, plain, atol=0.1)
+
+
+def test_ddp_takes_its_options_from_where_they_are_set() -> None:
+    """Otherwise DDP would stop where the stages behind the layers, or a term, get no gradient."""
+    strategy = DDPStrategy()
+    allow_unused_parameters(strategy)
+    assert strategy._ddp_kwargs == DDPStrategy(find_unused_parameters=True)._ddp_kwargs
+    assert "self._ddp_kwargs" in inspect.getsource(DDPStrategy._setup_model)
 
 
 def test_a_trainer_takes_its_steps_from_where_they_are_set() -> None:

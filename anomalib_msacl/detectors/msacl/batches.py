@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from anomalib.data import ImageBatch
 from anomalib.models.components.base import AnomalibModule
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from anomalib_msacl.pretraining.images import NormalImages
@@ -30,17 +32,23 @@ def fill(batch: ImageBatch, images: Tensor, masks: Tensor) -> None:
         setattr(batch, name, value)
 
 
-def with_held_out(images: Tensor, held_out: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return normal images for a memory bank, and others that set the units of its distances.
+def share_batches(trainer: Trainer) -> None:
+    """Let the training batches of a trainer's datamodule be divided among its processes, and be resumable."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if datamodule is None or isinstance(getattr(datamodule, "train_dataloader", None), _Shared):
+        return
+    datamodule.train_dataloader = _Shared(datamodule.train_dataloader)
 
-    Args:
-        images: Normal training images, shape ``(N, 3, H, W)``.
-        held_out: Other normal images; a fifth of the training images takes their place where there are fewer than two.
-    """
-    if held_out is not None and len(held_out) > 1:
-        return images, held_out
-    number = min(max(4, len(images) // 5), len(images) // 2)
-    return (images[number:], images[:number]) if number else (images, images)
+
+class _Shared:
+    """A method that returns a loader, whose loaders are shared."""
+
+    def __init__(self, method: Callable[[], Any]) -> None:
+        self._method = method
+
+    def __call__(self) -> Any:
+        """Return the loader."""
+        return NormalImages(self._method()).shared()
 
 
 def training_images(module: AnomalibModule) -> NormalImages:

@@ -10,6 +10,7 @@ from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Trainer
 from torchvision.transforms.v2 import Normalize
 
+from anomalib_msacl import distributed
 from anomalib_msacl.backbone.folder import check_target
 from anomalib_msacl.data.checks import check_datamodule, check_validation, image_paths
 from anomalib_msacl.errors import InputError
@@ -53,15 +54,15 @@ def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
     Raises:
         InputError: If one of them cannot serve.
     """
-    check_trainer(trainer)
+    check_trainer(trainer, recipe)
     if recipe.max_steps == 0 and trainer.max_steps < 1:
         raise InputError("recipe.max_steps is 0, so Msacl has nothing to train; set it above 0.")
     if recipe.whitening.alone:
         raise InputError("recipe.whitening.alone leaves Msacl nothing to train; use the callback MsaclPretraining.")
-    check_target(target)
+    distributed.on_main(check_target, target)
     datamodule = getattr(trainer, "datamodule", None)
     if isinstance(datamodule, AnomalibDataModule):
-        check_datamodule(datamodule)
+        distributed.on_main(check_datamodule, datamodule)
         check_validation(datamodule, trainer)
         _warn_of_shared_images(datamodule)
 

@@ -17,18 +17,25 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Resize
 
+from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.compat import is_attached, set_max_steps
-from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, training_images, with_held_out
+from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_batches, training_images
 from anomalib_msacl.detectors.msacl.checks import check_fit, check_image_size, refuse_normalize
+from anomalib_msacl.detectors.msacl.fitting import fit_detector
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.pretraining.images import normal_of
-from anomalib_msacl.pretraining.lightning_model import clip_gradients, log_score, optimizer_of, training_loss
+from anomalib_msacl.pretraining.lightning_model import (
+    clip_gradients,
+    log_score,
+    optimizer_of,
+    restore_random,
+    training_loss,
+)
 from anomalib_msacl.pretraining.pipeline import Pretraining
 from anomalib_msacl.pretraining.preparation import check_trainable, encoder_for
 from anomalib_msacl.recipe import Recipe
 
-_BANK_IMAGES = 400
 _STATE = "msacl_pretraining"  # entry of a checkpoint
 
 
@@ -142,12 +149,13 @@ class Msacl(AnomalibModule):
         if stage != "fit":
             return
         check_fit(self.trainer, self.recipe, self._target())
+        share_batches(self.trainer)
         if self.trainer.max_steps == -1:  # the trainer names no steps of its own
             set_max_steps(self.trainer, self.recipe.max_steps)
 
     def on_fit_start(self) -> None:
         """Seed the pre-training: ``anomalib train --seed_everything`` of anomalib 2.7 has no effect."""
-        torch.manual_seed(self.recipe.seed)
+        torch.manual_seed(distributed.seed_of_process(self.recipe.seed))
 
     def on_train_start(self) -> None:
         """Whiten, then fix the centres before the first step, once; a checkpoint brings both along."""
@@ -156,11 +164,12 @@ class Msacl(AnomalibModule):
         images = training_images(self)
         self.run.ask(images, held_out_images(self))
         if self.global_step:  # a resumed run does not repeat the draws of the first
-            torch.manual_seed(self.recipe.seed + self.global_step)
+            torch.manual_seed(distributed.seed_of_process(self.recipe.seed + self.global_step))
         else:
             self.run.whiten(images)
         self.run.run_frozen_stages_apart()
         self.run.fix_centres(images)
+        restore_random(self.trainer)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Synthesise the classes of a batch and return the weighted sum of the terms."""
@@ -193,9 +202,8 @@ class Msacl(AnomalibModule):
             self._finish()
         data = getattr(self.trainer, "datamodule", None)
         images = getattr(data, "train_data", None)
-        self.run.result().save(
-            self._target(), getattr(data, "name", "unknown"), None if images is None else len(images)
-        )
+        found, number = self.run.result(), None if images is None else len(images)
+        distributed.on_main(lambda: str(found.save(self._target(), getattr(data, "name", "unknown"), number)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""
@@ -226,13 +234,8 @@ class Msacl(AnomalibModule):
         normal = training_images(self)
         self.run.realign(normal)
         self.run.result()
-        if not self.detector:
-            return
-        images = cast("Tensor", normal.collect(_BANK_IMAGES))
-        self.model.lesion_head.fit(self.encoder, images, self.synthesis, self.recipe.batch_size)
-        others = held_out_images(self)
-        held_out = others.collect(self.recipe.choice.images) if others else None
-        self.model.fit_memory_bank(*with_held_out(images, held_out), self.recipe.seed)
+        if self.detector:
+            fit_detector(self.model, normal, held_out_images(self), self.synthesis, self.recipe)
 
     def _target(self) -> Path:
         """Return the folder that the weights go to."""

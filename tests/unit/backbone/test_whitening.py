@@ -223,7 +223,7 @@ def test_a_stage_whose_shortcut_is_missing_is_left() -> None:
 
 def test_moments_of_batches_are_those_of_all_images() -> None:
     maps = torch.randn(6, 5, 3, 4, generator=torch.Generator().manual_seed(1)) + 2
-    moments = Moments()
+    moments = Moments(5)
     for part in maps.split(2):
         moments.add(part)
     torch.testing.assert_close(moments.covariance, covariance(maps))

@@ -1,0 +1,55 @@
+"""The fit of the detector of ``Msacl`` on the features that are kept."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor
+
+from anomalib_msacl import distributed
+from anomalib_msacl.backbone.tensors import StateDict, copy_of
+from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
+from anomalib_msacl.pretraining.images import NormalImages
+from anomalib_msacl.pretraining.synthesis import Synthesis
+from anomalib_msacl.recipe import Recipe
+
+_BANK_IMAGES = 400
+
+
+def fit_detector(
+    model: MsaclModel, normal: NormalImages, others: NormalImages | None, synthesis: Synthesis, recipe: Recipe
+) -> None:
+    """Train the lesion head and fill the memory bank; of several processes the first does it for all.
+
+    Args:
+        model: Its encoder stays as it is.
+        normal: Training images.
+        others: Held-out normal images.
+        synthesis: Makes the lesions.
+        recipe: Numbers of images, and the seed.
+    """
+
+    def fit() -> list[StateDict]:
+        images = cast("Tensor", normal.collect(_BANK_IMAGES))
+        model.lesion_head.fit(model.encoder, images, synthesis, recipe.batch_size)
+        held_out = others.collect(recipe.choice.images) if others else None
+        model.fit_memory_bank(*with_held_out(images, held_out), recipe.seed)
+        return [copy_of(model.lesion_head), copy_of(model.memory_bank)]
+
+    learnt = distributed.on_main(fit)
+    if not distributed.is_main():
+        model.lesion_head.load_state_dict(learnt[0])
+        model.memory_bank.load_state_dict(learnt[1])
+
+
+def with_held_out(images: Tensor, held_out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return normal images for a memory bank, and others that set the units of its distances.
+
+    Args:
+        images: Normal training images, shape ``(N, 3, H, W)``.
+        held_out: Other normal images; a fifth of the training images takes their place where there are fewer than two.
+    """
+    if held_out is not None and len(held_out) > 1:
+        return images, held_out
+    number = min(max(4, len(images) // 5), len(images) // 2)
+    return (images[number:], images[:number]) if number else (images, images)
