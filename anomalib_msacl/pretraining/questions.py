@@ -22,12 +22,12 @@ from anomalib_msacl.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 FEWEST = 5  # held-out images that a standard error can be told from
+LESIONS = 2  # copies of each held-out image with lesions
 _CHUNK = 32
 _BANK_IMAGES = 32
 _BANK = 2048
 _ROWS = 1024  # patches compared with the bank at once: few enough for the cache of a processor
 _REMEMBERED = 256 << 20  # bytes of frozen features that are kept for the next candidate
-_LESIONS = 2  # copies of each held-out image with lesions
 _RESAMPLES = 200
 
 
@@ -48,7 +48,7 @@ class Score(NamedTuple):
     @property
     def held_out(self) -> int | None:
         """Number of held-out normal images; None without distances."""
-        return None if self.distances is None else self.distances.shape[1] // (1 + _LESIONS)
+        return None if self.distances is None else self.distances.shape[1] // (1 + LESIONS)
 
 
 def standard_error(first: Score, second: Score) -> float:
@@ -63,12 +63,12 @@ def standard_error(first: Score, second: Score) -> float:
     """
     if first.distances is None or second.distances is None:
         return 0.0
-    copies = 1 + _LESIONS  # the lesion images are copies of the normal ones, in the same order
+    copies = 1 + LESIONS  # the lesion images are copies of the normal ones, in the same order
     images = cast("int", first.held_out)
     if images < FEWEST or first.distances.shape != second.distances.shape:
         return math.inf
     generator = torch.Generator().manual_seed(0)
-    labels = torch.tensor([0] * images + [1] * images * _LESIONS)
+    labels = torch.tensor([0] * images + [1] * images * LESIONS)
     differences = []
     for _ in range(_RESAMPLES):
         drawn = torch.randint(images, (images,), generator=generator)
@@ -92,8 +92,8 @@ class Questions:
 
     def __init__(self, bank: Tensor, held_out: Tensor, recipe: Recipe) -> None:
         generator = torch.Generator().manual_seed(recipe.seed)
-        counts = torch.arange(_LESIONS * len(held_out)) % (recipe.classes - 1) + 1
-        copies = held_out.repeat(_LESIONS, 1, 1, 1)
+        counts = torch.arange(LESIONS * len(held_out)) % (recipe.classes - 1) + 1
+        copies = held_out.repeat(LESIONS, 1, 1, 1)
         lesions = recipe.lesions.mixture(recipe.lesions.others()).synthesize(copies, counts, generator)
         self.bank = bank[:_BANK_IMAGES]
         self.images = torch.cat([held_out, lesions.image])
