@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 _SMALLEST = 16  # pixels of a side
 _COLLAPSED = 1e-4  # mean squared distance of descriptors to their mean; sigma is at least 1
-_DEAD = 1e-4  # standard deviation of what the critic says of the interpolations of a batch
+_DEAD = 1e-6  # standard deviation of what the critic says of the interpolations of a batch
 
 
 def check_numbers(**values: float) -> None:

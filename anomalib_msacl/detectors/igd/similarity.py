@@ -6,10 +6,13 @@ functions cannot be exported with a batch of any size.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -136,12 +139,18 @@ def ssim(first: Tensor, second: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def _blur(images: Tensor, window: int) -> Tensor:
-    """Return Gaussian means of images ``(..., H, W)``, one direction after the other."""
-    border = window // 2
-    distance = torch.arange(window, dtype=images.dtype, device=images.device) - border
-    kernel = torch.exp(-(distance**2) / (2 * _SIGMA**2))
-    kernel = kernel / kernel.sum()
-    height, width = images.shape[-2:]
-    planes = F.pad(images.reshape(-1, 1, height, width), (border,) * 4, mode="reflect")
-    planes = F.conv2d(F.conv2d(planes, kernel[None, None, :, None]), kernel[None, None, None, :])
-    return planes.reshape(images.shape)
+    """Return Gaussian means of images ``(..., H, W)``, as two matrix products: faster than convolutions of one channel."""
+    down, across = (torch.tensor(_weights(side, window)).to(images) for side in images.shape[-2:])
+    return down @ images @ across.T
+
+
+@functools.lru_cache(maxsize=64)
+def _weights(side: int, window: int) -> NDArray[np.float64]:
+    """Return the weights of Gaussian means along a side that is mirrored at its ends, shape ``(side, side)``."""
+    offsets = np.arange(window) - window // 2
+    kernel = np.exp(-(offsets**2) / (2 * _SIGMA**2))
+    places = np.abs(np.arange(side)[:, None] + offsets)
+    places = np.minimum(places, 2 * (side - 1) - places)
+    weights = np.zeros((side, side))
+    np.add.at(weights, (np.arange(side)[:, None], places), kernel / kernel.sum())
+    return weights

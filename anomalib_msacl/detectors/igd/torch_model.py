@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomalib_msacl.detectors.igd.anomaly_map import PatchGrid, joint_map, joint_score
 from anomalib_msacl.detectors.igd.autoencoder import Autoencoder, Normalisation
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.transfer import check_layers
 
 _WINDOW, _PATCH_WINDOW = 11, 3  # pixels
 _OF_WHOLE = (0.1, 0.9)  # weights of L_rec and L_gac in the score of an image
@@ -57,6 +58,7 @@ class IgdModel(nn.Module):
         super().__init__()
         self.size, self.frozen = size, frozen
         self.normalisation = Normalisation(torch.tensor(mean), torch.tensor(std))
+        check_layers(backbone, layers)
         self.feature_extractor = TimmFeatureExtractor(backbone, layers, pre_trained, requires_grad=not frozen)
         features = self._check_encoder([size, (patch_size, patch_size)] if patch_size else [size])
         self.whole = Autoencoder(features, dim, size, width, _WINDOW, self.normalisation)

@@ -230,7 +230,9 @@ class IgdTraining:
 
 def total_steps(trainer: Trainer) -> int:
     """Return how many batches a training will have; Lightning counts a step of each optimiser."""
-    batches = _epochs(trainer) * int(trainer.num_training_batches)
+    if trainer.max_epochs in {None, -1}:  # the loader need not have been made yet
+        return trainer.max_steps // 2
+    batches = trainer.max_epochs * int(trainer.num_training_batches)  # type: ignore[operator]
     return batches if trainer.max_steps == -1 else min(batches, trainer.max_steps // 2)
 
 
