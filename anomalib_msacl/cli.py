@@ -132,7 +132,7 @@ def _run_anomalib(arguments: list[str]) -> None:
     """Run anomalib's own command line with the models of this package known by name; exports keep the antialiasing."""
     from anomalib.cli.cli import AnomalibCLI  # noqa: PLC0415
 
-    import anomalib_msacl.detectors.igd  # noqa: F401, PLC0415
+    import anomalib_msacl.detectors.igd  # noqa: PLC0415
     import anomalib_msacl.detectors.msacl  # noqa: F401, PLC0415
     from anomalib_msacl.export import antialiased_exports  # noqa: PLC0415
 

@@ -95,12 +95,12 @@ class Choice:
             few = kept.held_out is not None and kept.held_out < FEWEST
             reason = f"fewer than {FEWEST} cannot tell which is better" if few else "none was clearly better"
             return (
-                f"{self.program}: the last candidate, {last}, is kept: {reason} on held-out normal images with synthetic "
-                f"lesions; {figures}."
+                f"{self.program}: the last candidate, {last}, is kept: {reason} on held-out normal images with "
+                f"synthetic lesions; {figures}."
             )
         return (
-            f"{self.program}: {_TITLES.get(self.kept, self.kept)} is kept: on held-out normal images with synthetic lesions it "
-            f"was clearly better than the last candidate, {last}, with an image AUROC of "
+            f"{self.program}: {_TITLES.get(self.kept, self.kept)} is kept: on held-out normal images with synthetic "
+            f"lesions it was clearly better than the last candidate, {last}, with an image AUROC of "
             f"{self.scores[last].image_auroc:.3f}; {figures}."
         )
 

@@ -111,8 +111,8 @@ def tell_collapse(part: str, spread: float) -> bool:
     if spread >= _COLLAPSED:
         return False
     logger.warning(
-        "Igd: the descriptors of the part %r have collapsed: their mean squared distance to their mean is %.1e, so that "
-        "the Gaussian term tells nothing. Are the training images all alike? Otherwise try a smaller learning_rate.",
+        "Igd: the descriptors of the part %r have collapsed: their mean squared distance to their mean is %.1e, so "
+        "that the Gaussian term tells nothing. Are all training images alike? Otherwise try a smaller learning_rate.",
         *(part, spread),
     )
     return True

@@ -25,9 +25,10 @@ _STATE = "igd_training"  # entry of a checkpoint
 class Igd(AnomalibModule):
     """IGD (Chen, Tian, Pang, Carneiro, AAAI 2022, arXiv 2101.10043): Interpolated Gaussian Descriptor.
 
-    An image is scored by its distance from a Gaussian of normal descriptors and by how badly it is reconstructed from its
-    descriptor, as a whole and patch by patch. Training needs normal images only. Of a few stages of the training the one is
-    kept that tells held-out normal images best from copies with lesions, if it is clearly better than the last.
+    An image is scored by how far its descriptor lies from those of normal images and by how badly it is reconstructed
+    from it, as a whole and patch by patch. Training needs normal images only. Several stages of the training are
+    compared on held-out normal images and copies of them with lesions: the last is kept unless another is clearly
+    better.
 
     Args:
         backbone: A timm name, or ``local-dir:DIR``.
@@ -62,7 +63,7 @@ class Igd(AnomalibModule):
         frozen: bool = True,
         image_size: int | tuple[int, int] = 256,
         dim: int = 128,
-        width: int = 64,
+        width: int = 32,
         patch_size: int = 32,
         patch_stride: int = 16,
         patches: int = 8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 from torch import Tensor, nn
@@ -60,9 +61,7 @@ class Critic(nn.Module):
         doublings, _ = _grid(size)
         widths = [width * min(_WIDEST, 2**step) for step in range(doublings + 1)]
         self.first = nn.Conv2d(channels, width, 3, padding=1)
-        self.blocks = nn.Sequential(
-            *(DownBlock(before, after) for before, after in zip(widths, widths[1:], strict=False))
-        )
+        self.blocks = nn.Sequential(*(DownBlock(before, after) for before, after in pairwise(widths)))
         self.last = nn.Sequential(nn.GroupNorm(1, widths[-1]), nn.ReLU(), nn.Flatten())
         cells = math.prod(math.ceil(side / 2**doublings) for side in size)
         self.linear = nn.Linear(widths[-1] * cells, 1)

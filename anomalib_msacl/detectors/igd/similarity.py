@@ -1,7 +1,7 @@
 """MS-SSIM of images and, for maps, of their pixels (Wang, Simoncelli, Bovik, 2003).
 
-The figures are those of torchmetrics' ``multiscale_structural_similarity_index_measure`` with ``normalize="relu"``, whose
-functions cannot be exported with a batch of any size.
+The figures are those of torchmetrics' ``multiscale_structural_similarity_index_measure`` with ``normalize="relu"``. It
+cannot be used itself: its functions fail to export with a batch of any size, and they give no map of contrast.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Similarity:
     def for_size(cls, side: int, window: int) -> Similarity:
         """Return the similarity for images of a size: as many scales, five at most, as torchmetrics allows.
 
-        The weights are the first of the five, divided by their sum. So images of 256 pixels with a window of 11 have all
-        five scales, patches of 32 pixels with a window of 3 have four.
+        The weights are the first of the five, divided by their sum. So images of 256 pixels with a window of 11 have
+        all five scales, patches of 32 pixels with a window of 3 have four.
 
         Args:
             side: Shorter side of the images in pixels.
@@ -139,7 +139,7 @@ def ssim(first: Tensor, second: Tensor, window: int) -> tuple[Tensor, Tensor]:
 
 
 def _blur(images: Tensor, window: int) -> Tensor:
-    """Return Gaussian means of images ``(..., H, W)``, as two matrix products: faster than convolutions of one channel."""
+    """Return Gaussian means of images ``(..., H, W)``: two matrix products, faster than convolutions of a channel."""
     down, across = (torch.tensor(_weights(side, window)).to(images) for side in images.shape[-2:])
     return down @ images @ across.T
 

@@ -49,7 +49,7 @@ class IgdModel(nn.Module):
         pre_trained: bool = True,
         frozen: bool = True,
         dim: int = 128,
-        width: int = 64,
+        width: int = 32,
         patch_size: int = 32,
         patch_stride: int = 16,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
@@ -65,9 +65,7 @@ class IgdModel(nn.Module):
         self.grid = PatchGrid(patch_size, patch_stride)
         self.patch = None
         if patch_size:
-            self.patch = Autoencoder(
-                features, dim, (patch_size, patch_size), width, _PATCH_WINDOW, self.normalisation
-            )
+            self.patch = Autoencoder(features, dim, (patch_size, patch_size), width, _PATCH_WINDOW, self.normalisation)
 
     @property
     def parts(self) -> dict[str, Autoencoder]:
@@ -115,20 +113,25 @@ class IgdModel(nn.Module):
         """Return the channels of all layers, or say what the backbone cannot take."""
         extractor: Any = self.feature_extractor
         for size in sizes:
-            try:
-                with torch.no_grad():
-                    maps = list(extractor.eval()(torch.zeros(1, 3, *size)).values())
-            except (AssertionError, RuntimeError, ValueError) as error:
-                raise InputError(
-                    f"Igd: the backbone {extractor.backbone!r} cannot take images of {size[0]} x {size[1]} pixels "
-                    f"({(str(error).splitlines() or ['-'])[0]}); name another size or backbone, or leave the patches "
-                    "out by patch_size 0."
-                ) from error
+            maps = self._try(size)
         if any(layer.dim() != 4 for layer in maps) or [layer.shape[1] for layer in maps] != list(extractor.out_dims):
             raise InputError(
                 f"Igd: the backbone {extractor.backbone!r} gives its maps with the channels last; name another one."
             )
         return sum(extractor.out_dims)
+
+    def _try(self, size: Sequence[int]) -> list[Tensor]:
+        """Return the maps of an empty image, or say why there are none."""
+        extractor: Any = self.feature_extractor
+        try:
+            with torch.no_grad():
+                return list(extractor.eval()(torch.zeros(1, 3, *size)).values())
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"Igd: the backbone {extractor.backbone!r} cannot take images of {size[0]} x {size[1]} pixels "
+                f"({(str(error).splitlines() or ['-'])[0]}); name another size or backbone, or leave the patches out "
+                "by patch_size 0."
+            ) from error
 
 
 def _weighted(weights: tuple[float, float], reconstruction: Tensor, gaussian: Tensor) -> Tensor:

@@ -51,6 +51,10 @@ class IgdTraining:
         self._decided = False
         self._spread: dict[str, list[Tensor]] = defaultdict(list)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out held-out images and the stages that were compared: an exported model shall not carry them."""
+        return {**self.__dict__, "choice": Choice("Igd"), "_spread": defaultdict(list)}
+
     def optimizers(self, learning_rate: float, steps: int) -> tuple[list[Adam], list[PolynomialLR]]:
         """Return the optimisers of encoder and decoders, and of the critics, with their schedules.
 

@@ -60,6 +60,4 @@ def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
     if isinstance(datamodule, AnomalibDataModule):
         check_datamodule(datamodule)
         check_validation(datamodule, trainer)
-        warn_of_shared_images(
-            datamodule, "Msacl", "the normal ones choose the weights and the units of the scores"
-        )
+        warn_of_shared_images(datamodule, "Msacl", "the normal ones choose the weights and the units of the scores")

@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import multiscale_structural_similarity_index_measure, structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
 from anomalib_msacl import InputError
 from anomalib_msacl.detectors.igd.anomaly_map import PatchGrid, joint_map, joint_score
@@ -148,7 +151,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda z: interpolate(z, share), points)
     said, of_blends = descriptors(3)[:, 0].requires_grad_(), descriptors(3)[:, 1].requires_grad_()
     assert torch.autograd.gradcheck(lambda d, b: critic_loss(d, share, b) + interpolation_loss(d), (said, of_blends))
-    images, others = pair(1, 12)
+    images, _ = pair(1, 12)
     similarity = Similarity.for_size(12, 3)
     assert len(similarity.weights) == 3
     smooth_pair = (images[:, :1], (0.9 * images + 0.05)[:, :1].requires_grad_())
