@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anomalib_msacl.lesions import LesionMixture, MedMix
     from anomalib_msacl.pretraining import Pretrained, pretrain
     from anomalib_msacl.recipe import Recipe
+    from anomalib_msacl.scores import ScoresCsv
     from anomalib_msacl.thresholds import NormalsThreshold
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "NormalsThreshold",
     "Pretrained",
     "Recipe",
+    "ScoresCsv",
     "pretrain",
 ]
 __version__ = "0.2.0.dev0"
@@ -43,6 +45,7 @@ _HOME = {
     "NormalsThreshold": "thresholds",
     "Pretrained": "pretraining",
     "Recipe": "recipe",
+    "ScoresCsv": "scores",
     "pretrain": "pretraining",
 }
 

@@ -129,12 +129,7 @@ def _parser() -> ArgumentParser:
 
 
 def _run_anomalib(arguments: list[str]) -> None:
-    """Run anomalib's own command line with the models of this package known by name; exports keep the antialiasing."""
-    from anomalib.cli.cli import AnomalibCLI  # noqa: PLC0415
+    """Run anomalib's own command line as this package does."""
+    from anomalib_msacl.anomalib_cli import run_anomalib  # noqa: PLC0415  # brings all models along
 
-    import anomalib_msacl.detectors.igd  # noqa: PLC0415
-    import anomalib_msacl.detectors.msacl  # noqa: F401, PLC0415
-    from anomalib_msacl.export import antialiased_exports  # noqa: PLC0415
-
-    with antialiased_exports():
-        AnomalibCLI(arguments)
+    run_anomalib(arguments)

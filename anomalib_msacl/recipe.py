@@ -311,7 +311,7 @@ class Recipe:
 
     @property
     def reads_layers(self) -> bool:
-        """Whether the weights depend on the layers that the detector reads; the image-level terms do not look at them."""
+        """Whether the weights depend on the layers that a detector reads: the image-level terms do not see them."""
         return self.loss.dense > 0 or self.choice.evaluations > 0 or self.whitening.std > 0 or self.realign
 
     def plain(self) -> dict[str, Any]:

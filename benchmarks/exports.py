@@ -4,7 +4,8 @@
 
 DATA holds one folder per set, laid out as configs/msacl_patchcore_folder.yaml says; WEIGHTS is a folder in timm's
 format. For each set the backbone is pre-trained once; all models take those weights. Then the weights are deleted, and
-`anomalib export` runs on the checkpoints alone, in a process where anomalib_msacl cannot be imported.
+the checkpoints are exported as `anomalib-msacl export` does, with the antialiasing of the tested model. The exports run
+where anomalib_msacl cannot be imported. The torch export, which all others are compared with, is the tested model.
 
 The test images are divided in two. One half gives threshold, normalisation and calibration, and the metric of the
 quantisation with accuracy control; every figure is of the other half. What is in the results folder already is not
@@ -136,7 +137,7 @@ def train_all(root: Path, weights: Path, steps: int, models: list[str]) -> None:
 
 
 def export_arguments(model: str, kind: str, root: Path) -> list[str]:
-    """Return the command line of `anomalib export`.
+    """Return the command line of the export.
 
     The model's arguments come from the checkpoint; those given here build a network that is thrown away.
     """
@@ -208,10 +209,12 @@ def compress_banks(root: Path, model: str) -> None:
 
 
 def export_all(root: Path, model: str, kinds: list[str]) -> None:
-    """Export what is missing from the checkpoint; runs where the package cannot be imported."""
+    """Export what is missing from the checkpoint."""
     import anomalib.models
     from anomalib.cli.cli import AnomalibCLI
     from anomalib.models.components.base.export_mixin import ExportMixin
+
+    from anomalib_msacl.export import antialiased_exports
 
     trace = ExportMixin.to_onnx
     if model in SIZED:
@@ -234,7 +237,8 @@ def export_all(root: Path, model: str, kinds: list[str]) -> None:
             elif kind == WEIGHTS_BY_NNCF:
                 compress_banks(root, model)
             else:
-                AnomalibCLI(export_arguments(model, kind, root))
+                with antialiased_exports():
+                    AnomalibCLI(export_arguments(model, kind, root))
         except Exception as error:  # a row of the table, not the end of the run
             print(f"{root.name} {model} {kind}: {type(error).__name__}: {str(error)[:500]}", flush=True)
             continue
@@ -397,12 +401,15 @@ def main() -> None:
     if not (arguments.table or arguments.latency) and None in (arguments.data, arguments.weights):
         parser.error("give --data and --weights, or --table or --latency for what is there already")
     if arguments.elsewhere:
-        sys.modules["anomalib_msacl"] = None  # type: ignore[assignment]  # any import of it fails
-        for root, model in ((out / name, model) for name in arguments.sets for model in arguments.models):
+        pairs = [(out / name, model) for name in arguments.sets for model in arguments.models]
+        for root, model in () if arguments.latency else pairs:
+            export_all(root, model, arguments.formats)
+        for name in [name for name in sys.modules if name.split(".")[0] == "anomalib_msacl"] + ["anomalib_msacl"]:
+            sys.modules[name] = None  # type: ignore[assignment]  # any import of it fails
+        for root, model in pairs:
             if arguments.latency:
                 latency(root, model, arguments.formats, arguments.rounds)
             else:
-                export_all(root, model, arguments.formats)
                 measure(root, model, arguments.formats)
         return
     if not arguments.table:

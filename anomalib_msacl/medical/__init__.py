@@ -1,13 +1,22 @@
-"""Medical images: DICOM, NIfTI and images of more than 8 bits, read alike, and datamodules of them."""
+"""Medical images: DICOM, NIfTI and images of more than 8 bits, read alike, and datamodules of them.
 
-from anomalib_msacl.medical.datamodule import MedicalDataModule
-from anomalib_msacl.medical.dataset import MedicalDataset
-from anomalib_msacl.medical.folder import MedicalFolder
-from anomalib_msacl.medical.intensity import Intensity
-from anomalib_msacl.medical.published import LAG, CovidX, HyperKvasir, LiuColonoscopy
-from anomalib_msacl.medical.reader import ImageReader
-from anomalib_msacl.medical.slices import Slices
-from anomalib_msacl.medical.table import File
+Names are imported when they are first used: reading files needs neither torch nor anomalib.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anomalib_msacl.medical.datamodule import MedicalDataModule
+    from anomalib_msacl.medical.dataset import MedicalDataset
+    from anomalib_msacl.medical.folder import MedicalFolder
+    from anomalib_msacl.medical.intensity import Intensity
+    from anomalib_msacl.medical.published import LAG, CovidX, HyperKvasir, LiuColonoscopy
+    from anomalib_msacl.medical.reader import ImageReader
+    from anomalib_msacl.medical.slices import Slices
+    from anomalib_msacl.medical.table import File
 
 __all__ = [
     "LAG",
@@ -22,3 +31,29 @@ __all__ = [
     "MedicalFolder",
     "Slices",
 ]
+
+_HOMES = {
+    "LAG": "published",
+    "CovidX": "published",
+    "File": "table",
+    "HyperKvasir": "published",
+    "ImageReader": "reader",
+    "Intensity": "intensity",
+    "LiuColonoscopy": "published",
+    "MedicalDataModule": "datamodule",
+    "MedicalDataset": "dataset",
+    "MedicalFolder": "folder",
+    "Slices": "slices",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

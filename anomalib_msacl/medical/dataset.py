@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 import torch
-from anomalib.data import ImageItem
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import Split
 from torchvision.transforms.v2.functional import to_pil_image
@@ -16,6 +16,7 @@ from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.data.samples import Column
 from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.medical.batches import MedicalBatch, MedicalItem
 from anomalib_msacl.medical.reader import ImageReader
 
 
@@ -42,12 +43,18 @@ class MedicalDataset(AnomalibDataset):
         """Name of the data set."""
         return self._name
 
-    def __getitem__(self, index: int) -> ImageItem:
+    @property
+    def collate_fn(self) -> Callable[..., MedicalBatch]:
+        """What puts images into a batch, which names their files."""
+        return MedicalBatch.of
+
+    def __getitem__(self, index: int) -> MedicalItem:
         """Return an image with its label, and its mask where the data set has masks.
 
         Returns:
             ``image`` of shape ``(3, H, W)`` with values in [0, 1]. ``image_path`` is the file where Pillow reads
-            the same from it, and an 8-bit PNG copy of other test images, because anomalib's visualiser opens it.
+            the same from it, and an 8-bit PNG copy of other test images, because anomalib's visualiser opens it;
+            ``file`` and ``frame`` say what was read.
 
         Raises:
             InputError: If the file cannot be read any more.
@@ -65,7 +72,8 @@ class MedicalDataset(AnomalibDataset):
         if self.augmentations:
             image, mask = self.augmentations(image, mask) if masked else (self.augmentations(image), None)
         label = torch.tensor(int(row.label_index))
-        return ImageItem(image=image, gt_mask=mask, gt_label=label, image_path=shown, mask_path=row.mask_path)
+        item = MedicalItem(image=image, gt_mask=mask, gt_label=label, image_path=shown, mask_path=row.mask_path)
+        return item.read_from(str(row.image_path), int(row[Column.FRAME]))
 
     def _shown(self, row: Any, image: torch.Tensor) -> str:
         """Return the path of an image that Pillow shows as the model sees it."""

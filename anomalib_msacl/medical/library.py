@@ -23,5 +23,5 @@ def medical_library(name: str, path: Path) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(
-            f'reading {path} needs {name.split(".", maxsplit=1)[0]}: run pip install "anomalib-msacl[medical]"'
+            f'{path} needs {name.split(".", maxsplit=1)[0]}: run pip install "anomalib-msacl[medical]"'
         ) from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -29,8 +29,10 @@ from PIL import Image
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import MsaclPretraining
+from anomalib_msacl.cli import main
 from tests.conftest import make_recipe, phantom
 
+ROOT = Path(__file__).parents[2]
 LAYERS = ["layer2", "layer3"]
 MODELS: dict[str, dict[str, Any]] = {
     "Patchcore": {"layers": LAYERS, "coreset_sampling_ratio": 0.1},
@@ -292,14 +294,18 @@ def draw_images(source: Path, target: Path) -> None:
             shutil.copy(path, target / "new" / f"{folder.name}{path.name}")
 
 
-def test_deployment_page_works_as_written(phantom_root: Path, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['anomalib_msacl'] = None\n")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tmp_path),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+def example(name: str, *arguments: object) -> None:
+    """Run a script of examples/ as `python examples/NAME` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+def test_deployment_page_works_as_written(
+    phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     # Weights of ImageNet: what a network of random ones makes of a lesion, eight bits may undo.
     options = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"]}
     fit("Patchcore", tmp_path, phantom_root, "offline", 0, **options)
@@ -308,23 +314,20 @@ def test_deployment_page_works_as_written(phantom_root: Path, tmp_path: Path) ->
     draw_images(source, images)
     paths = sorted(images.rglob("*.png"))
     (export,) = [block for block in blocks(page, "bash") if block.startswith("anomalib-msacl export")]
-    # As `anomalib-msacl` where the package is installed.
-    command = export.replace("anomalib-msacl", f"{shlex.quote(sys.executable)} -m anomalib_msacl", 1)
-    run(["bash", "-c", command], tmp_path, {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
-    for script in blocks(page, "python"):
-        name = script.splitlines()[0].removeprefix("# ")
-        (tmp_path / name).write_text(script)
+    main(shlex.split(export.replace("\\\n", " "))[1:])
     network = models.Patchcore.load_from_checkpoint(tmp_path / "model.ckpt").eval()
     with torch.inference_mode():
         expected = [network(read_image(path, as_tensor=True)[None]).pred_score.item() for path in paths]
-    exact, quantized = "exported/weights/openvino/model.xml", "quantized/model.xml"
-    compressed = "compressed/model.xml"
-    run([sys.executable, "quantize.py", exact, str(source / "train"), quantized], tmp_path, environment)
-    run([sys.executable, "compress.py", exact, compressed], tmp_path, environment)
+    files = {"source.xml": Path("exported/weights/openvino/model.xml")}
+    files |= {name: Path(name).with_suffix("") / "model.xml" for name in ("quantize.py", "compress.py")}
+    exact, quantized, compressed = files.values()
+    example("quantize.py", exact, source / "train", quantized)
+    example("compress.py", exact, compressed)
     for file in (exact, quantized, compressed):
-        out = tmp_path / f"seen-{Path(file).parts[0]}"
-        lines = run([sys.executable, "screen.py", file, str(images), str(out)], tmp_path, environment).splitlines()
-        rows = [line.split("\t") for line in lines if line.count("\t") == 2]
+        out = tmp_path / f"seen-{file.parts[0]}"
+        capsys.readouterr()
+        example("openvino_inference.py", file, images, out)
+        rows = [line.split("\t") for line in capsys.readouterr().out.splitlines() if line.count("\t") == 2]
         assert [row[0] for row in rows] == [str(path) for path in paths]
         scores = torch.tensor([float(score) for _, score, _ in rows])
         if file == exact:
@@ -338,16 +341,45 @@ def test_deployment_page_works_as_written(phantom_root: Path, tmp_path: Path) ->
         pictures = [Image.open(out / f"{path.parent.name}_{path.name}") for path in paths]
         assert {picture.size for picture in pictures} == {(64, 64)}
         assert len({picture.tobytes() for picture in pictures}) == len(paths)
-    before = stored(tmp_path / exact)
+    before = stored(exact)
     convolutions = {place for place, item in before.items() if item.operation in {"Convolution", "GroupConvolution"}}
     blurs = {place for place in convolutions if before[place].values.shape[:2] == (1, 1)}
     banks = {place for place, item in before.items() if item.operation == "MatMul"}
     assert (len(convolutions), len(blurs), len(banks)) == (34, 1, 2)  # the blur and 33 of the backbone's first layers
     for file, eight_bits, places in ((compressed, "u8", banks), (quantized, "i8", convolutions - blurs)):
-        after = stored(tmp_path / file)
+        after = stored(file)
         for place in convolutions | banks:
             assert after[place].kind == (eight_bits if place in places else "f32")
             check_rounding(before[place], after[place])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_need_no_package_of_ours_and_are_on_the_page(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    names = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
+    assert "anomalib_msacl" not in names
+    assert f"python examples/{path.name}" in (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert f"python examples/{path.name}" in text
+    assert len(text.splitlines()) <= 60
+
+
+@pytest.mark.parametrize("name", ["openvino_inference.py", "quantize.py"])
+def test_examples_say_that_there_are_no_pictures(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "image.dcm").touch()
+    with pytest.raises(SystemExit) as caught:
+        example(name, "model.xml", tmp_path, tmp_path / "out")
+    assert caught.value.code == 2
+    assert "has no file that ends in .bmp, .jpeg" in capsys.readouterr().err
+
+
+def test_a_compressed_network_of_fixed_size_keeps_it(tmp_path: Path) -> None:
+    """``export --input_size``, then compress.py, as docs/deployment.md says."""
+    layer = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Flatten(), torch.nn.Linear(16 * 36, 32)).eval()
+    network = openvino.convert_model(layer, example_input=torch.rand(1, 3, 8, 8), input=[1, 3, 8, 8])
+    openvino.save_model(network, tmp_path / "fixed.xml", compress_to_fp16=False)
+    example("compress.py", tmp_path / "fixed.xml", tmp_path / "small" / "model.xml")
+    found = openvino.Core().read_model(tmp_path / "small" / "model.xml")
+    assert list(found.input(0).shape) == [1, 3, 8, 8]
 
 
 def test_msacl_itself_exports_to_openvino(
@@ -394,7 +426,7 @@ def test_msacl_itself_exports_to_openvino(
 
 
 def test_patchflow_comes_back_as_it_was_when_its_size_is_given_again(tmp_path: Path) -> None:
-    """What docs/deployment.md says; once anomalib mends it, the last line fails and the paragraph can go."""
+    """What docs/deployment.md says of anomalib; once it is mended there, the last line fails and the row can go."""
     torch.manual_seed(0)
     size = models.Patchflow.configure_pre_processor((64, 64))
     trained = models.Patchflow(backbone="test_resnet", pre_trained=False, num_scales=2, pre_processor=size).eval()

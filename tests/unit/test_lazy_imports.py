@@ -14,7 +14,7 @@ import anomalib_msacl.medical
 import anomalib_msacl.phantom
 
 PACKAGE = Path(anomalib_msacl.data.__file__).parents[1]
-SLOW = {"cv2", "imagecodecs", "nibabel", "pydicom", "tifffile"}
+SLOW = {"cv2", "highdicom", "imagecodecs", "nibabel", "pydicom", "tifffile"}
 
 # anomalib itself imports some of these libraries, so that it matters who does it.
 WATCH = f"""

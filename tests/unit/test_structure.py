@@ -15,8 +15,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "anomalib_msacl"
 # From the ground up; a module imports only from those before it.
-ORDER = ["errors", "compat", "lesions", "recipe", "backbone", "transfer", "export", "data", "medical"]
-ORDER += ["phantom", "metrics", "thresholds", "pretraining", "detectors", "callback", "report", "cli"]
+ORDER = ["errors", "compat", "lesions", "recipe", "backbone", "transfer", "data", "medical", "phantom", "metrics"]
+ORDER += ["thresholds", "pretraining", "detectors", "screening", "export", "callback", "report"]
+ORDER += ["scores", "checkpoints", "anomalib_cli", "cli"]
 
 
 def imported(path: Path) -> set[str]:

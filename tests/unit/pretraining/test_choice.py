@@ -113,6 +113,20 @@ def test_the_standard_error_is_that_of_the_difference_over_new_draws_of_images()
     assert estimates.mean().item() == pytest.approx(truth, rel=0.25)
 
 
+def test_the_standard_error_is_that_of_a_plain_bootstrap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(9, (2, 2, 36), generator=generator).double()  # with ties
+    one, other = (Score(0.5, 0.5, part) for part in values)
+    labels, generator = torch.tensor([0] * 12 + [1] * 24), torch.Generator().manual_seed(0)
+    differences = []
+    for _ in range(200):
+        drawn = torch.randint(12, (12,), generator=generator)
+        rows = torch.cat([drawn, drawn + 12, drawn + 24])
+        areas = [[roc_auc_score(labels, distance[rows]) for distance in part] for part in values]
+        differences.append(torch.tensor(areas).mean(dim=1).diff())
+    assert standard_error(one, other) == pytest.approx(torch.cat(differences).std().item())
+
+
 def test_there_is_no_error_between_equals_nor_without_distances() -> None:
     one = scored(torch.rand(20), torch.rand(40))
     assert standard_error(one, one) == 0

@@ -1,0 +1,53 @@
+"""anomalib's own command line, as this package runs it: models from checkpoints, scores in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from anomalib.cli.cli import AnomalibCLI
+
+import anomalib_msacl.detectors.igd
+import anomalib_msacl.detectors.msacl  # noqa: F401  # are known by their names then
+from anomalib_msacl.checkpoints import restored
+from anomalib_msacl.export import antialiased_exports
+from anomalib_msacl.scores import ScoresCsv
+
+_FROM_CHECKPOINT = ("validate", "test", "predict", "export")
+
+
+def run_anomalib(arguments: list[str]) -> None:
+    """Run a command of anomalib.
+
+    Exports keep the antialiasing of the tested model. With ``--ckpt_path`` the settings of the model come from the
+    checkpoint. ``predict`` writes scores too.
+
+    Args:
+        arguments: Those of ``anomalib``.
+
+    Raises:
+        InputError: If a checkpoint cannot be read or does not fit the model.
+    """
+    with antialiased_exports():
+        CommandLine(arguments)
+
+
+class CommandLine(AnomalibCLI):
+    """``anomalib`` with models from checkpoints, and scores in a file."""
+
+    def instantiate_classes(self) -> None:
+        """Build what the command needs; the model as its checkpoint has it."""
+        super().instantiate_classes()
+        options = self.config_init[self.subcommand]
+        if self.subcommand in _FROM_CHECKPOINT and options.get("ckpt_path"):
+            self.model = restored(self.model, Path(options["ckpt_path"]))
+            if self.subcommand == "export":
+                options["ckpt_path"] = None  # anomalib would load it once more, by its own rule
+
+    def instantiate_engine(self) -> None:
+        """Build the engine; that of ``predict`` writes scores."""
+        trainer: Any = self.config_init[self.subcommand]["trainer"]
+        callbacks = list(trainer["callbacks"] or [])
+        if self.subcommand == "predict" and not any(isinstance(each, ScoresCsv) for each in callbacks):
+            trainer["callbacks"] = [*callbacks, ScoresCsv()]
+        super().instantiate_engine()
