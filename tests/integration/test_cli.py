@@ -198,7 +198,10 @@ def test_the_comparison_of_the_paper_runs_on_one_pre_training(folder: Path, plac
     """PaDiM, then IGD on the same weights, with the metrics of the paper."""
     data = hyper_kvasir(folder, place / "kvasir")
     callback = "--trainer.callbacks.init_args"
-    small = [f"{callback}.recipe.max_steps", "1", f"{callback}.recipe.batch_size", "4", f"{callback}.weights", "random"]
+    initial, made = create_backbone("resnet18", "random")
+    save_backbone(initial, place / "initial", made)
+    small = [f"{callback}.recipe.max_steps", "1", f"{callback}.recipe.batch_size", "4"]
+    small += [f"{callback}.weights", str(place / "initial")]
     anomalib("train", "msacl_paper", *data, *small, *at_size(64))
     (weights,) = place.glob("results/msacl/resnet18-*/model.safetensors")
     written = weights.stat().st_mtime_ns
