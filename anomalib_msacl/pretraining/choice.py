@@ -27,7 +27,7 @@ def step_name(step: int) -> str:
 class Asks(Protocol):
     """Questions on held-out images, of which a candidate answers all."""
 
-    def score(self, encoder: Any, device: torch.device) -> Score:
+    def score(self, encoder: Any, device: torch.device, /) -> Score:
         """Return the score of an encoder, or of a whole detector, which is on the device."""
 
 

@@ -25,7 +25,8 @@ class PatchGrid(nn.Module):
     def cut(self, images: Tensor) -> Tensor:
         """Return all patches of images ``(B, C, H, W)``, row by row, shape ``(B, P, C, side, side)``."""
         columns = F.unfold(images, self.side, stride=self.stride)
-        return columns.transpose(1, 2).unflatten(2, (images.shape[1], self.side, self.side))
+        rows = columns.transpose(1, 2)
+        return rows.reshape(*rows.shape[:2], images.shape[1], self.side, self.side)
 
     def join(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
         """Return maps of whole images, patches that overlap averaged.

@@ -44,7 +44,7 @@ class HeldOutImages:
     def score(self, model: IgdModel, device: torch.device) -> Score:
         """Return how well a model tells images with lesions from those without; its mode is left as it was."""
         with evaluating(model):
-            parts = [model(model.normalisation(chunk.to(device))) for chunk in self.images.split(_CHUNK)]
+            parts = [model(model.normalisation(chunk.to(device))) for chunk in torch.split(self.images, _CHUNK)]
         scores = torch.cat([part.pred_score for part in parts]).cpu()
         maps = torch.cat([part.anomaly_map for part in parts]).cpu()[:, 0]
         if not (scores.isfinite().all() and maps.isfinite().all()):

@@ -42,7 +42,7 @@ class Decoder(nn.Module):
 
     def forward(self, descriptors: Tensor) -> Tensor:
         """Return images of shape ``(B, C, H, W)`` from descriptors ``(B, D)``, in the units of the encoder's input."""
-        maps = self.linear(descriptors).unflatten(1, (-1, *self.grid))
+        maps = self.linear(descriptors).reshape(descriptors.shape[0], -1, *self.grid)
         images = self.image(self.blocks(self.enlarge(maps)))
         return cast("Tensor", images[..., : self.size[0], : self.size[1]])
 

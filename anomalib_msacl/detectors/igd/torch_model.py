@@ -63,7 +63,7 @@ class IgdModel(nn.Module):
         features = self._check_encoder([size, (patch_size, patch_size)] if patch_size else [size])
         self.whole = Autoencoder(features, dim, size, width, _WINDOW, self.normalisation)
         self.grid = PatchGrid(patch_size, patch_stride)
-        self.patch = None
+        self.patch: Autoencoder | None = None
         if patch_size:
             self.patch = Autoencoder(features, dim, (patch_size, patch_size), width, _PATCH_WINDOW, self.normalisation)
 
@@ -103,7 +103,7 @@ class IgdModel(nn.Module):
         patches = self.grid.cut(images)
         number = patches.shape[1]
         found = _in_chunks(self._examine_patches, patches.flatten(0, 1))
-        reconstruction, gaussian, residual = (part.unflatten(0, (-1, number)) for part in found)
+        reconstruction, gaussian, residual = (part.reshape(-1, number, *part.shape[1:]) for part in found)
         return _weighted(_OF_PATCH, reconstruction, gaussian), self.grid.join(residual, self.size)
 
     def _examine_patches(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +118,7 @@ class IgdModel(nn.Module):
             raise InputError(
                 f"Igd: the backbone {extractor.backbone!r} gives its maps with the channels last; name another one."
             )
-        return sum(extractor.out_dims)
+        return int(sum(extractor.out_dims))
 
     def _try(self, size: Sequence[int]) -> list[Tensor]:
         """Return the maps of an empty image, or say why there are none."""
@@ -144,5 +144,5 @@ def _in_chunks(
     """Examine patches a few at a time, which needs less memory; all at once where the model is exported."""
     if torch.compiler.is_compiling() or len(patches) <= _CHUNK:
         return examine(patches)
-    first, second, third = zip(*(examine(chunk) for chunk in patches.split(_CHUNK)), strict=True)
+    first, second, third = zip(*(examine(chunk) for chunk in torch.split(patches, _CHUNK)), strict=True)
     return torch.cat(first), torch.cat(second), torch.cat(third)

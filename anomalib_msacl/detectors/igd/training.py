@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from anomalib.models.components import AnomalibModule
@@ -119,7 +119,7 @@ class IgdTraining:
         if not len(images):
             return
         generator = self._generator(module, batch_idx)
-        others, critics = module.optimizers()
+        others, critics = cast("Any", module.optimizers())
         found = self._parts(images, generator, flip=self.flip)
         steps = {}
         for name, (part, inputs, features) in found.items():
@@ -139,7 +139,7 @@ class IgdTraining:
         for name, (_, spoken) in told.items():
             if spoken is not None:
                 self._spread[name].append(spoken.std(correction=0))
-        for schedule in module.lr_schedulers():
+        for schedule in cast("Any", module.lr_schedulers()):
             schedule.step()
         terms = {f"{name}_{term}": value for name, step in steps.items() for term, value in step.terms.items()}
         terms |= {"loss": loss, "critic_loss": critic_loss}
@@ -200,8 +200,8 @@ class IgdTraining:
         generator = self._generator(module, -1)
         found: dict[str, list[Tensor]] = defaultdict(list)
         with evaluating(self.model):  # training images shall not move the statistics of BatchNorm twice
-            loader = unit_images(module, module.trainer.train_dataloader)
-            for images in loader.batches(len(loader.loader.dataset), module.device):
+            loader: Any = module.trainer.train_dataloader
+            for images in unit_images(module, loader).batches(len(loader.dataset), module.device):
                 if len(images):
                     normalised = self.model.normalisation(images)
                     for name, (part, _, features) in self._parts(normalised, generator, flip=False).items():
@@ -234,9 +234,10 @@ class IgdTraining:
 
 def total_steps(trainer: Trainer) -> int:
     """Return how many batches a training will have; Lightning counts a step of each optimiser."""
-    if trainer.max_epochs in {None, -1}:  # the loader need not have been made yet
+    epochs = trainer.max_epochs or -1
+    if epochs == -1:  # the loader need not have been made yet
         return trainer.max_steps // 2
-    batches = trainer.max_epochs * int(trainer.num_training_batches)  # type: ignore[operator]
+    batches = epochs * int(trainer.num_training_batches)
     return batches if trainer.max_steps == -1 else min(batches, trainer.max_steps // 2)
 
 
@@ -245,4 +246,5 @@ def _epochs(trainer: Trainer) -> int:
     if trainer.max_steps == -1:
         return int(trainer.max_epochs or 1)
     epochs = -(-trainer.max_steps // (2 * int(trainer.num_training_batches)))
-    return min(epochs, trainer.max_epochs) if trainer.max_epochs not in {None, -1} else epochs  # type: ignore[type-var]
+    most = trainer.max_epochs or -1
+    return epochs if most == -1 else min(epochs, most)
