@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anomalib_msacl.callback import MsaclPretraining
+    from anomalib_msacl.detectors.igd import Igd
     from anomalib_msacl.detectors.msacl import Msacl
     from anomalib_msacl.errors import InputError
     from anomalib_msacl.lesions import LesionMixture, MedMix
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from anomalib_msacl.thresholds import NormalsThreshold
 
 __all__ = [
+    "Igd",
     "InputError",
     "LesionMixture",
     "MedMix",
@@ -34,6 +36,7 @@ __all__ = [
 __version__ = "0.2.0"
 
 _HOME = {
+    "Igd": "detectors.igd",
     "InputError": "errors",
     "LesionMixture": "lesions",
     "MedMix": "lesions",

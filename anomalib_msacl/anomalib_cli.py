@@ -7,7 +7,8 @@ from typing import Any
 
 from anomalib.cli.cli import AnomalibCLI
 
-import anomalib_msacl.detectors.msacl  # noqa: F401  # is known by its name then
+import anomalib_msacl.detectors.igd
+import anomalib_msacl.detectors.msacl  # noqa: F401  # are known by their names then
 from anomalib_msacl.checkpoints import restored
 from anomalib_msacl.export import antialiased_exports
 from anomalib_msacl.scores import ScoresCsv

@@ -171,7 +171,7 @@ class MsaclPretraining(Callback):
             "precision": _precision(precision),
             "images": sorted(digests.values()),
             "initial": digest(task.encoder.backbone.state_dict()),
-            "layers": task.encoder.layers,
+            "layers": task.encoder.layers if task.recipe.reads_layers else None,
             "made_for": task.provenance.own_entry(),
             "model_args": dict(task.provenance.model_args),
             "normalisation": [list(task.provenance.mean), list(task.provenance.std)],

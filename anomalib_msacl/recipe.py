@@ -309,6 +309,11 @@ class Recipe:
         """
         return values if isinstance(values, Recipe) else _from_plain(cls, values or {}, "recipe")
 
+    @property
+    def reads_layers(self) -> bool:
+        """Whether the weights depend on the layers that a detector reads: the image-level terms do not see them."""
+        return self.loss.dense > 0 or self.choice.evaluations > 0 or self.whitening.std > 0 or self.realign
+
     def plain(self) -> dict[str, Any]:
         """Return the recipe as plain data; a configured family of lesions is a mapping with its ``name``."""
         families = [

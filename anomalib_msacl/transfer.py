@@ -226,17 +226,30 @@ def _args(network: nn.Module) -> dict[str, Any]:
     return {"img_size": list(size)} if size and tuple(size) != tuple(default) else {}
 
 
+def check_layers(backbone: str, layers: Sequence[str | int]) -> None:
+    """Refuse layers that a backbone does not have.
+
+    Args:
+        backbone: A timm name, ``local-dir:DIR`` or ``hf-hub:OWNER/NAME``.
+        layers: Names, or indices, which are passed over.
+
+    Raises:
+        InputError: If there are none, or one does not exist; the sentence names those that do.
+    """
+    names = [stage["module"] for stage in stages_of(create_backbone(backbone, "random").model)]
+    missing = [layer for layer in layers if isinstance(layer, str) and layer not in names]
+    if missing or not layers:
+        raise InputError(
+            f"layer {(missing or ['-'])[0]!r} does not exist in the backbone {backbone!r}; its layers are "
+            f"{', '.join(names)}."
+        )
+
+
 def _check_layers(model: AnomalibModule, extractor: TimmFeatureExtractor) -> None:
     """Refuse layers that anomalib has dropped with only a warning."""
     asked = [layer for layer in model.hparams.get("layers") or () if isinstance(layer, str)]
-    missing = [layer for layer in asked if layer not in extractor.layers]
-    if missing or not extractor.layers:
-        network, _ = create_backbone(cast("str", extractor.backbone), "random")
-        names = ", ".join(stage["module"] for stage in stages_of(network))
-        raise InputError(
-            f"layer {(missing or asked or ['-'])[0]!r} does not exist in the backbone {extractor.backbone!r}; "
-            f"its layers are {names}."
-        )
+    if not extractor.layers or any(layer not in extractor.layers for layer in asked):
+        check_layers(cast("str", extractor.backbone), asked)
 
 
 def _flat(name: str) -> str:

@@ -10,6 +10,9 @@ DATA holds one folder per set, laid out as configs/msacl_patchcore_folder.yaml s
 format or another name that `weights` of the callback takes. Rows that are in the CSV with the same configuration are
 not run again, so an interrupted run goes on; several processes may share one CSV, each with sets or seeds of its own.
 
+A model of `models` may also say: `trainer`, arguments of the trainer; `batch_size`; `validation: from_train`, which
+holds out images for models that choose by them; `seeded`, for models with a seed of their own.
+
 An arm is a backbone. `recipe` is a pre-training by `anomalib_msacl.Msacl`, `baseline` one of baselines.py, neither
 takes the initial weights as they are. One backbone serves all models: anomalib's get it from the callback
 `MsaclPretraining` with `max_steps: 0`, as a user would who pre-trained once.
@@ -174,9 +177,11 @@ class Bench:
     @contextmanager
     def fitted(self, name: str, model: str, seed: int, folder: Path) -> Iterator[tuple[Engine, Any, Folder]]:
         """Give a detector that was fitted on a backbone, with its engine and data."""
-        data = self.folder(name, seed, 32)
+        settings = self.config["models"][model]
+        validation = settings.get("validation", "same_as_test")  # nothing of it is ever used
+        data = self.folder(name, seed, settings.get("batch_size", 32), validation)
         callback = MsaclPretraining(str(folder), Recipe(max_steps=0), self.out / "handed_over")
-        with self.engine(callbacks=[callback]) as engine:
+        with self.engine(callbacks=[callback], **settings.get("trainer", {})) as engine:
             detector = self.detector(name, model, seed)
             engine.fit(detector, datamodule=data)
             yield engine, detector, data
@@ -194,6 +199,7 @@ class Bench:
             evaluator=self.evaluator(name, settings.get("maps", True)),
             visualizer=False,
             **settings["init_args"],
+            **({"seed": seed} if settings.get("seeded") else {}),
         )
 
     def probe(self, name: str, seed: int, folder: Path, layers: list[str]) -> float:

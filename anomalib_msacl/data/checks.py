@@ -107,6 +107,20 @@ def check_validation(datamodule: AnomalibDataModule, trainer: Trainer) -> None:
         )
 
 
+def warn_of_shared_images(datamodule: AnomalibDataModule, model: str, purpose: str) -> None:
+    """Warn where validation and test share images.
+
+    Args:
+        datamodule: The datamodule, after ``setup()``.
+        model: Its name, for the message.
+        purpose: What the validation images are used for.
+    """
+    if not set(image_paths(datamodule, "val_data")).isdisjoint(image_paths(datamodule, "test_data")):
+        logger.warning(
+            "%s: validation and test share images, and %s; set val_split_mode to from_train.", model, purpose
+        )
+
+
 def image_paths(datamodule: AnomalibDataModule, subset: str, only_abnormal: bool = False) -> list[str]:
     """List the distinct image paths of a subset, none where the subset or the asked-for label is missing.
 

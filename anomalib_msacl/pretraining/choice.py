@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from anomalib_msacl.backbone import Encoder
 from anomalib_msacl.backbone.tensors import StateDict
 from anomalib_msacl.pretraining.questions import FEWEST, Asks, Score, standard_error
 
@@ -31,20 +30,24 @@ class Choice:
     Clearly means: the image AUROC of the best candidate is above that of the last one by more than two standard errors
     of their difference. So pre-training that harms is not kept, nor training given up for noise.
 
+    Args:
+        program: What the verdict begins with.
+
     Attributes:
         questions: What the candidates are asked; None where nothing is compared.
         scores: Score by name, in the order in which the candidates were compared.
         kept: Name of the candidate that is kept; None before the decision, or where the last one was never compared.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "MSACL") -> None:
+        self.program = program
         self.questions: Asks | None = None
         self.scores: dict[str, Score] = {}
         self.kept: str | None = None
         self._best: str | None = None
         self._best_weights: StateDict = {}
 
-    def consider(self, name: str, encoder: Encoder, weights: StateDict, device: torch.device) -> None:
+    def consider(self, name: str, encoder: Any, weights: StateDict, device: torch.device) -> None:
         """Score a candidate and remember its weights if it is the best so far; nothing without questions.
 
         Args:
@@ -74,7 +77,7 @@ class Choice:
     def verdict(self) -> str:
         """Return one sentence: which weights are kept, and what was compared."""
         if self.kept is None:
-            return "MSACL: nothing was compared; the weights of the last step are kept."
+            return f"{self.program}: nothing was compared; the weights of the last step are kept."
         first, last = next(iter(self.scores)), next(reversed(self.scores))
         start, kept = self.scores[first], self.scores[self.kept]
         figures = (
@@ -85,12 +88,12 @@ class Choice:
             few = kept.held_out is not None and kept.held_out < FEWEST
             reason = f"fewer than {FEWEST} cannot tell which is better" if few else "none was clearly better"
             return (
-                f"MSACL: the last candidate, {last}, is kept: {reason} on held-out normal images with synthetic "
-                f"lesions; {figures}."
+                f"{self.program}: the last candidate, {last}, is kept: {reason} on held-out normal images with "
+                f"synthetic lesions; {figures}."
             )
         return (
-            f"MSACL: {_TITLES.get(self.kept, self.kept)} is kept: on held-out normal images with synthetic lesions it "
-            f"was clearly better than the last candidate, {last}, with an image AUROC of "
+            f"{self.program}: {_TITLES.get(self.kept, self.kept)} is kept: on held-out normal images with synthetic "
+            f"lesions it was clearly better than the last candidate, {last}, with an image AUROC of "
             f"{self.scores[last].image_auroc:.3f}; {figures}."
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -24,12 +24,12 @@ from anomalib_msacl.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 FEWEST = 5  # held-out images that a standard error can be told from
+LESIONS = 2  # copies of each held-out image with lesions
 _CHUNK = 32
 _BANK_IMAGES = 32
 _BANK = 2048
 _ROWS = 1024  # patches compared with the bank at once: few enough for the cache of a processor
 _REMEMBERED = 256 << 20  # bytes of frozen features that are kept for the next candidate
-_LESIONS = 2  # copies of each held-out image with lesions
 _RESAMPLES = 200
 
 
@@ -50,7 +50,7 @@ class Score(NamedTuple):
     @property
     def held_out(self) -> int | None:
         """Number of held-out normal images; None without distances."""
-        return None if self.distances is None else self.distances.shape[1] // (1 + _LESIONS)
+        return None if self.distances is None else self.distances.shape[1] // (1 + LESIONS)
 
 
 def standard_error(first: Score, second: Score) -> float:
@@ -95,10 +95,10 @@ def _ordered(distances: Tensor, images: int) -> Tensor:
 
 
 class Asks(Protocol):
-    """What scores candidates."""
+    """Questions on held-out images, of which a candidate answers all."""
 
-    def score(self, encoder: Encoder, device: torch.device) -> Score:
-        """Return the score of an encoder that is on a device."""
+    def score(self, encoder: Any, device: torch.device, /) -> Score:
+        """Return the score of an encoder, or of a whole detector, which is on the device."""
 
 
 class Questions:
@@ -115,8 +115,8 @@ class Questions:
 
     def __init__(self, bank: Tensor, held_out: Tensor, recipe: Recipe) -> None:
         generator = torch.Generator().manual_seed(recipe.seed)
-        counts = torch.arange(_LESIONS * len(held_out)) % (recipe.classes - 1) + 1
-        copies = held_out.repeat(_LESIONS, 1, 1, 1)
+        counts = torch.arange(LESIONS * len(held_out)) % (recipe.classes - 1) + 1
+        copies = held_out.repeat(LESIONS, 1, 1, 1)
         lesions = recipe.lesions.mixture(recipe.lesions.others()).synthesize(copies, counts, generator)
         self.bank = bank[:_BANK_IMAGES]
         self.images = torch.cat([held_out, lesions.image])

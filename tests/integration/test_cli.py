@@ -16,8 +16,9 @@ import pytest
 import torch
 from anomalib.cli.cli import AnomalibCLI
 from PIL import Image
+from safetensors.torch import load_file
 
-from anomalib_msacl import InputError
+from anomalib_msacl import Igd, InputError
 from anomalib_msacl.backbone import create_backbone, save_backbone
 from anomalib_msacl.cli import config_path
 from anomalib_msacl.data import MedMixDataset, Phantom
@@ -193,6 +194,38 @@ def test_the_recipe_of_the_paper_runs_and_holds_nothing_of_our_own(folder: Path,
     }
 
 
+def test_the_comparison_of_the_paper_runs_on_one_pre_training(folder: Path, place: Path) -> None:
+    """PaDiM, then IGD on the same weights, with the metrics of the paper."""
+    data = hyper_kvasir(folder, place / "kvasir")
+    callback = "--trainer.callbacks.init_args"
+    initial, made = create_backbone("resnet18", "random")
+    save_backbone(initial, place / "initial", made)
+    small = [f"{callback}.recipe.max_steps", "1", f"{callback}.recipe.batch_size", "4"]
+    small += [f"{callback}.weights", str(place / "initial")]
+    anomalib("train", "msacl_paper", *data, *small, *at_size(64))
+    (weights,) = place.glob("results/msacl/resnet18-*/model.safetensors")
+    written = weights.stat().st_mtime_ns
+    own = {"model.init_args.width": 2, "model.init_args.patches": 2, "model.init_args.evaluations": 1}
+    own |= {"trainer.max_epochs": 1, "trainer.check_val_every_n_epoch": 1}
+    settings = [word for name, value in own.items() for word in (f"--{name}", str(value))]
+    overlay = ["--config", str(config_path("msacl_paper_igd"))]
+    cli = anomalib("train", "msacl_paper", *overlay, *data, *small, *settings, *at_size(64))
+    assert isinstance(cli.model, Igd)
+    assert set(cli.engine.trainer.callback_metrics) >= FIGURES
+    assert list(place.glob("results/msacl/resnet18-*/model.safetensors")) == [weights]
+    assert weights.stat().st_mtime_ns == written
+    network = cli.model.model.feature_extractor.feature_extractor.state_dict()
+    saved = load_file(weights)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in network.items())
+
+
+def test_igd_from_its_configuration(place: Path) -> None:
+    options = ["--model.init_args.width", "2", "--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"]
+    cli = anomalib("train", "msacl_igd", *PHANTOM, *SMALL, *options)
+    assert cli.model.training_run.choice.kept == "epoch 1"
+    assert {"image_AUROC", "pixel_AUROC"} <= set(cli.engine.trainer.callback_metrics)
+
+
 def test_bmad_with_medmix_in_place_of_its_validation_set(folder: Path, place: Path) -> None:
     root = place / "BMAD" / "Brain"
     shutil.copytree(folder / "train/good", root / "train/good")
@@ -294,4 +327,5 @@ def test_bad_settings_are_told_in_one_sentence_before_any_training(
 def test_every_configuration_has_a_test() -> None:
     tested: set[Any] = {"msacl_patchcore", "msacl_padim", "msacl_patchcore_folder", "msacl_pretrain"}
     tested |= {"msacl_padim_dicom", "msacl_patchcore_hyperkvasir", "msacl_patchcore_bmad", "msacl_paper"}
+    tested |= {"msacl_igd", "msacl_paper_igd"}
     assert {path.stem for path in config_path("msacl_padim").parent.glob("*.yaml")} == tested

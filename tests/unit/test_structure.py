@@ -16,7 +16,17 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "anomalib_msacl"
 # From the ground up; a module imports only from those before it.
 ORDER = ["errors", "compat", "distributed", "lesions", "recipe", "backbone", "transfer", "data", "medical", "phantom"]
-ORDER += ["metrics", "thresholds", "pretraining", "detectors", "screening", "export", "callback", "comparison", "report"]
+ORDER += [
+    "metrics",
+    "thresholds",
+    "pretraining",
+    "detectors",
+    "screening",
+    "export",
+    "callback",
+    "comparison",
+    "report",
+]
 ORDER += ["scores", "checkpoints", "anomalib_cli", "cli"]
 
 

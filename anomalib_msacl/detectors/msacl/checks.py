@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,10 @@ from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone.folder import check_target
-from anomalib_msacl.data.checks import check_datamodule, check_validation, image_paths
+from anomalib_msacl.data.checks import check_datamodule, check_validation, warn_of_shared_images
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.preparation import check_trainer, transform_parts
 from anomalib_msacl.recipe import Recipe
-
-logger = logging.getLogger(__name__)
 
 
 def check_image_size(size: int) -> None:
@@ -64,13 +61,4 @@ def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
     if isinstance(datamodule, AnomalibDataModule):
         distributed.on_main(check_datamodule, datamodule)
         check_validation(datamodule, trainer)
-        _warn_of_shared_images(datamodule)
-
-
-def _warn_of_shared_images(datamodule: AnomalibDataModule) -> None:
-    """Warn where validation and test share images."""
-    if not set(image_paths(datamodule, "val_data")).isdisjoint(image_paths(datamodule, "test_data")):
-        logger.warning(
-            "Msacl: validation and test share images, and the normal ones choose the weights and the units of the "
-            "scores; set val_split_mode to from_train."
-        )
+        warn_of_shared_images(datamodule, "Msacl", "the normal ones choose the weights and the units of the scores")
