@@ -15,7 +15,8 @@ from anomalib.models.components import AnomalibModule
 from anomalib.utils.serialization import anomalib_safe_globals
 
 from anomalib_msacl.data.inspection import brief
-from anomalib_msacl.detectors.msacl import Msacl  # noqa: F401  # one of them
+from anomalib_msacl.detectors.igd import Igd  # noqa: F401  # one of them
+from anomalib_msacl.detectors.msacl import Msacl  # noqa: F401  # another
 from anomalib_msacl.errors import InputError, first_line
 from anomalib_msacl.medical.image import Array
 from anomalib_msacl.screening.describe import Record, describe
