@@ -11,8 +11,6 @@ from pathlib import Path
 import nncf
 import openvino
 
-from anomalib_msacl.screening.bundle import copy_bundle
-
 
 def main() -> None:
     """Read a network, compress it, and save it."""
@@ -25,8 +23,6 @@ def main() -> None:
     mode = nncf.CompressWeightsMode.INT8_ASYM
     given.target.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(nncf.compress_weights(network, mode=mode, ignored_scope=convolutions), given.target)
-    if given.source.with_suffix(".bundle.json").exists():  # what `anomalib-msacl screen` goes by
-        copy_bundle(given.source, given.target)
 
 
 if __name__ == "__main__":

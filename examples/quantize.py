@@ -13,8 +13,6 @@ import openvino
 from anomalib.data.utils import read_image
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
-from anomalib_msacl.screening.bundle import copy_bundle
-
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 CONVOLUTIONS = {"Convolution", "GroupConvolution"}
 
@@ -46,8 +44,6 @@ def main() -> None:
     quantized = nncf.quantize(network, data, ignored_scope=left_alone, advanced_parameters=parameters)
     given.target.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(quantized, given.target)
-    if given.source.with_suffix(".bundle.json").exists():  # what `anomalib-msacl screen` goes by
-        copy_bundle(given.source, given.target)
 
 
 if __name__ == "__main__":

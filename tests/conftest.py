@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ def make_recipe(**settings: Any) -> Recipe:
         else:
             plain[part] = value
     return Recipe.of(plain)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_garbage() -> None:
+    """Let the garbage collector pass over what is there already: exports make so many objects that it runs often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def test_the_configurations_are_found(capsys: pytest.CaptureFixture[str]) -> Non
         main(["configs", "nothing"])
     assert caught.value.code == 1
     told = capsys.readouterr().err
-    assert told.startswith("anomalib-msacl: error: there is no configuration 'nothing'; there are msacl_padim")
+    assert told.startswith("anomalib-msacl: error: there is no configuration 'nothing'; there are msacl_data_dicom, ")
     assert told.count("\n") == 1
 
 

@@ -54,8 +54,7 @@ def test_sizes_that_are_none_are_refused(size: Any) -> None:
         AntialiasedResize(size)
 
 
-@pytest.mark.parametrize("cubic", MODES)
-@pytest.mark.parametrize("size", [[48, 32], 24])
+@pytest.mark.parametrize(("size", "cubic"), [([48, 32], True), (24, False)])
 def test_openvino_resizes_as_torchvision(size: int | list[int], cubic: bool, tmp_path: Path) -> None:
     resize = AntialiasedResize(size, cubic).eval()
     dimensions = {axis: torch.export.Dim(name) for axis, name in {0: "batch", 2: "height", 3: "width"}.items()}
