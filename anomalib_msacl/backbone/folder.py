@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ _OWN_ARGS = {"num_classes", "global_pool", "in_chans", "dynamic_img_size"}
 _FORMER = {"url", "hf_hub_id", "hf_hub_filename", "file", "paper_ids", "paper_name", "origin_url", "source", "tag"}
 
 
-def save_backbone(model: nn.Module, directory: str | Path, provenance: Provenance, card: str = "") -> Path:
+def save_backbone(
+    model: nn.Module,
+    directory: str | Path,
+    provenance: Provenance,
+    card: str = "",
+    more: Mapping[str, str] | None = None,
+) -> Path:
     """Save a backbone in timm's folder format; the folder appears whole or not at all.
 
     Args:
@@ -43,6 +50,7 @@ def save_backbone(model: nn.Module, directory: str | Path, provenance: Provenanc
         directory: Folder to write; an earlier one of weights is replaced.
         provenance: What the weights are.
         card: Text of the model card.
+        more: Further text files, by name.
 
     Returns:
         The folder.
@@ -55,7 +63,7 @@ def save_backbone(model: nn.Module, directory: str | Path, provenance: Provenanc
         directory.parent.mkdir(parents=True, exist_ok=True)
         check_target(directory)
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=_saving(directory)) as temporary:
-            _write(model, Path(temporary), provenance, card)
+            _write(model, Path(temporary), provenance, {**(more or {}), "README.md": card})
             _put(Path(temporary), directory)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(
@@ -65,7 +73,7 @@ def save_backbone(model: nn.Module, directory: str | Path, provenance: Provenanc
     return directory
 
 
-def _write(model: nn.Module, temporary: Path, provenance: Provenance, card: str) -> None:
+def _write(model: nn.Module, temporary: Path, provenance: Provenance, texts: Mapping[str, str]) -> None:
     """Write the files of a folder."""
     new = temporary / "weights"
     # timm refuses keys of ours in its own part of the configuration.
@@ -74,7 +82,8 @@ def _write(model: nn.Module, temporary: Path, provenance: Provenance, card: str)
     timm.models.save_for_hf(
         _described(model, provenance), str(new), model_config=own, model_args=arguments, safe_serialization=True
     )
-    (new / "README.md").write_text(card, encoding="utf-8")
+    for name, text in texts.items():
+        (new / name).write_text(text, encoding="utf-8")
     for path in (*new.iterdir(), new):
         sync(path)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Pretrained:
         return copy_of(self.encoder.backbone)
 
     def save(self, directory: str | Path, data: str = "unknown", images: int | None = None) -> Path:
-        """Save the backbone in timm's folder format with a model card.
+        """Save the backbone in timm's folder format with a model card, and ``candidates.csv`` where there was a choice.
 
         Args:
             directory: Folder to write; an earlier one of weights is replaced.
@@ -84,7 +84,14 @@ class Pretrained:
         facts = CardFacts(self.recipe.plain(), data, "unknown" if images is None else images, self.steps)
         if self.steps or compared:
             facts = replace(facts, verdict=self.verdict, candidates=compared, kept=self.kept)
-        return save_backbone(encoder.backbone, directory, provenance, model_card(provenance, facts))
+        more = {"candidates.csv": _table(compared, self.kept)} if compared else {}
+        return save_backbone(encoder.backbone, directory, provenance, model_card(provenance, facts), more)
+
+
+def _table(compared: Sequence[tuple[str, float, float]], kept: str | None) -> str:
+    """Return the candidates and their scores as CSV."""
+    lines = [f"{name},{image:.6f},{pixel:.6f},{name == kept}" for name, image, pixel in compared]
+    return "\n".join(["candidate,image_auroc,pixel_auroc,kept", *lines, ""])
 
 
 def pretrain(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +43,16 @@ def test_the_steps_are_taken_in_their_order_and_the_candidates_have_names() -> N
     assert found.steps == 2
     assert any(not torch.equal(untouched[name], tensor) for name, tensor in found.weights.items())
     assert found.provenance.layers == tuple(found.encoder.layers)
+
+
+def test_a_saved_folder_lists_the_candidates_by_name(tmp_path: Path) -> None:
+    found = run()
+    with (found.save(tmp_path / "weights") / "candidates.csv").open(newline="") as file:
+        rows = {row["candidate"]: row for row in csv.DictReader(file)}
+    assert list(rows) == list(found.candidates)
+    for name, score in found.candidates.items():
+        assert float(rows[name]["image_auroc"]) == pytest.approx(score.image_auroc, abs=1e-6)
+        assert rows[name]["kept"] == str(name == found.kept)
 
 
 def test_the_same_seed_gives_the_same_weights_and_outside_nothing_moves() -> None:
