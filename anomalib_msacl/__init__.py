@@ -6,8 +6,9 @@ at once; ``anomalib.models.get_model("msacl")`` knows the model once ``anomalib_
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from anomalib_msacl.lazy import first_use
 
 if TYPE_CHECKING:
     from anomalib_msacl.callback import MsaclPretraining
@@ -49,14 +50,4 @@ _HOME = {
     "pretrain": "pretraining",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562)."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """Return the public names too."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = first_use(__name__, _HOME)

@@ -6,8 +6,9 @@ when they are first used, so that libraries for medical files are not needed bef
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from anomalib_msacl.lazy import first_use
 
 if TYPE_CHECKING:
     from anomalib_msacl.data.checks import check_datamodule
@@ -19,15 +20,13 @@ if TYPE_CHECKING:
     from anomalib_msacl.phantom import Phantom
 
 _HOMES = {
-    "anomalib_msacl.data.checks": ("check_datamodule",),
-    "anomalib_msacl.data.folder": ("CheckedFolder",),
-    "anomalib_msacl.data.medmix_dataset": ("MedMixDataset",),
-    "anomalib_msacl.data.medmix_split": ("MedMixSplit",),
-    "anomalib_msacl.data.validation": ("MedMixValidation",),
-    "anomalib_msacl.medical": (
-        *("LAG", "CovidX", "HyperKvasir", "ImageReader", "LiuColonoscopy", "MedicalFolder", "Slices"),
-    ),
-    "anomalib_msacl.phantom": ("Phantom",),
+    "checks": ("check_datamodule",),
+    "folder": ("CheckedFolder",),
+    "medmix_dataset": ("MedMixDataset",),
+    "medmix_split": ("MedMixSplit",),
+    "validation": ("MedMixValidation",),
+    ".medical": (*("LAG", "CovidX", "HyperKvasir", "ImageReader", "LiuColonoscopy", "MedicalFolder", "Slices"),),
+    ".phantom": ("Phantom",),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -47,16 +46,4 @@ __all__ = [
     "check_datamodule",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the module of a public name when it is first asked for."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = first_use(__name__, _MODULES)

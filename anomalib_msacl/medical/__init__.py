@@ -5,8 +5,9 @@ Names are imported when they are first used: reading files needs neither torch n
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from anomalib_msacl.lazy import first_use
 
 if TYPE_CHECKING:
     from anomalib_msacl.medical.datamodule import MedicalDataModule
@@ -46,14 +47,4 @@ _HOMES = {
     "Slices": "slices",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import the module of a public name when it is first asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = first_use(__name__, _HOMES)

@@ -15,19 +15,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "anomalib_msacl"
 # From the ground up; a module imports only from those before it.
-ORDER = ["errors", "compat", "distributed", "lesions", "recipe", "backbone", "transfer", "data", "medical", "phantom"]
-ORDER += [
-    "metrics",
-    "thresholds",
-    "pretraining",
-    "detectors",
-    "screening",
-    "export",
-    "callback",
-    "comparison",
-    "report",
-]
-ORDER += ["scores", "checkpoints", "anomalib_cli", "cli"]
+ORDER = ["lazy", "errors", "compat", "distributed", "lesions", "recipe", "backbone", "transfer", "data", "medical"]
+ORDER += ["phantom", "metrics", "thresholds", "pretraining", "detectors", "screening", "export", "callback"]
+ORDER += ["comparison", "report", "scores", "checkpoints", "anomalib_cli", "cli"]
 
 
 def imported(path: Path) -> set[str]:
