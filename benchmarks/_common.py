@@ -56,6 +56,14 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def write_rows(path: Path, content: Sequence[dict[str, str]]) -> None:
+    """Write rows of the same columns, at least one, to a CSV file."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(content[0]))
+        writer.writeheader()
+        writer.writerows(content)
+
+
 def auroc(scores: Any, truth: Any) -> float:
     """Return the exact area under the curve of one-dimensional scores of any scale, or of a list of arrays of them."""
     if isinstance(scores, list | tuple):

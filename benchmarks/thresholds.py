@@ -23,7 +23,6 @@ warn. Rows that are in the file already are not run again. `--table FILE` only p
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 from pathlib import Path
@@ -37,7 +36,7 @@ from anomalib.engine import Engine
 from anomalib.models import Padim, Patchcore
 from torch import Tensor
 
-from _common import HALF, pre_processor, rows, set_of, sets_in
+from _common import HALF, pre_processor, rows, set_of, sets_in, write_rows
 from anomalib_msacl import Msacl, MsaclPretraining, NormalsThreshold, Recipe
 from anomalib_msacl.data import MedMixDataset
 from anomalib_msacl.thresholds import conformal_rank, shift
@@ -53,7 +52,6 @@ PROMISES: dict[str, tuple[float, float | None]] = {
 }
 ARMS = (*PROMISES, "perlin F1", "medmix F1", "real F1")
 FIGURES = ("specificity", "sensitivity")
-FIELDS = ("set", "detector", "seed", "draw", "held_out", "arm", *FIGURES, "shift_p")
 POOL = 0.4
 
 
@@ -213,10 +211,7 @@ def main() -> None:
             continue
         weights = str(Path(arguments.weights).resolve()) if Path(arguments.weights).exists() else arguments.weights
         made += run(arguments.data / name, weights, seed, arguments.size, arguments.draws, missing)
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(made)
+        write_rows(arguments.out, made)
     table(arguments.out)
 
 

@@ -19,7 +19,6 @@ run again. `--table FILE` only prints the table of a file.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
@@ -42,7 +41,7 @@ from torchmetrics.functional.classification import (
     binary_specificity,
 )
 
-from _common import auroc, pre_processor, rows, set_of, sets_in
+from _common import auroc, pre_processor, rows, set_of, sets_in, write_rows
 from anomalib_msacl.backbone import create_backbone
 from anomalib_msacl.data import MedMixDataset
 from anomalib_msacl.data.splits import split_by_patient
@@ -174,10 +173,7 @@ def main() -> None:
         made += run(arguments.data / name, arguments.weights, seed, arguments.size)
         for row in made[-len(ARMS) :]:
             print(row, flush=True)
-        with arguments.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(made[0]))
-            writer.writeheader()
-            writer.writerows(made)
+        write_rows(arguments.out, made)
     table(arguments.out)
 
 
