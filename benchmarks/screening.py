@@ -77,8 +77,9 @@ def by_inferencer(model: Path, images: Path, out: Path) -> None:
 
 def by_screening(model: Path, images: Path, out: Path, workers: int) -> None:
     """Screen the same files."""
-    from anomalib_msacl.screening import command
+    import anomalib_msacl.screening.command
 
+    command = anomalib_msacl.screening.command
     begun: list[tuple[float, float]] = []
     load = command.load_scorer
 
