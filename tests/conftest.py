@@ -64,6 +64,9 @@ def _exports_without_coverage() -> Iterator[None]:
     """Let coverage look away while torch writes ONNX: it would take twice as long, in code that is not ours."""
     export = torch.onnx.export
 
+    def resume() -> None:
+        """Coverage goes on at the next call of a function, which is this one."""
+
     @functools.wraps(export)
     def untraced(*arguments: Any, **options: Any) -> Any:
         trace = sys.gettrace()
@@ -72,7 +75,7 @@ def _exports_without_coverage() -> Iterator[None]:
             return export(*arguments, **options)
         finally:
             sys.settrace(trace)
-            (lambda: None)()  # coverage goes on at the next call
+            resume()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", untraced)

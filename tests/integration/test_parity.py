@@ -34,7 +34,8 @@ BACKBONE, LAYERS = "tf_efficientnet_lite0", ["blocks.2", "blocks.4"]
 SIZES = {"224": (224, 224), "512": (512, 480), "2000": (2000, 1841)}
 DICOM = {"CR": "RG1_UNCI.dcm", "CT": "693_UNCI.dcm"}  # 1955 x 1841 and 512 x 512 pixels
 MODELS = ("Patchcore", "Padim", "Msacl")
-PLAIN = os.environ.get("PARITY_PLAIN", "").split(",")  # models whose plain OpenVINO export by anomalib is looked at, too
+# Models whose plain export to OpenVINO by anomalib is looked at, too.
+PLAIN = os.environ.get("PARITY_PLAIN", "").split(",")
 # Largest difference of a score, and of a pixel of a map, to `Engine.predict`; both lie in [0, 1].
 BOUNDS = {"torch": 1e-5, "fp32": 1e-3, "fp16": 3e-2}
 
