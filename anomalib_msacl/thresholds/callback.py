@@ -15,12 +15,13 @@ from anomalib.post_processing import MEBinPostProcessor, PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from anomalib_msacl.data.held_out import HeldOut, hold_out
+from anomalib_msacl.data.held_out import Fold, HeldOut, hold_out, split_into_folds
 from anomalib_msacl.data.samples import patients_of
 from anomalib_msacl.data.validation import MedMixValidation
 from anomalib_msacl.errors import InputError, show_in_one_line
 from anomalib_msacl.metrics import patients_by_batch
 from anomalib_msacl.thresholds.conformal import conformal_rank, images_needed, shift
+from anomalib_msacl.thresholds.folds import scores_of_folds
 from anomalib_msacl.thresholds.scoring import held_out_scores, raw_scores, set_threshold
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ SCORES = "anomalib_msacl_normals"
 """Entry of a checkpoint: the scores that its thresholds come from, by ``image`` and ``pixel``."""
 PROMISE = "anomalib_msacl_promise"
 """Entry of a checkpoint: what :func:`promise_record` returns."""
+_FEWEST_FOLDS = 2
 _MOST = 0.5  # part of the training images that may be advised to hold out
 
 
@@ -54,6 +56,10 @@ class NormalsThreshold(Callback):
         ratio: Part of the training images, or of their patients where they are known, that is held out, between 0
             and 1.
         seed: Decides which are held out.
+        folds: Where there are too few images to hold some out: fit as many copies of the detector, each without one
+            part of the images, and take the scores of the parts; nothing is held out then, and ``ratio`` does not
+            count. As many folds as images leave one out at a time. The promise is no guarantee then: the detector
+            differs from the copies, and a pre-training or a choice of weights has seen all images.
         shift_level: The callback warns where the scores of normal test images differ from those held out so much that
             it would happen with a probability below this by chance; 0 never warns.
 
@@ -69,12 +75,19 @@ class NormalsThreshold(Callback):
         ratio: float = 0.2,
         seed: int = 0,
         shift_level: float = 0.01,
+        folds: int | None = None,
     ) -> None:
         for name, value in (("specificity", specificity), ("confidence", confidence), ("ratio", ratio)):
             if value is not None and not 0 < value < 1:
                 raise InputError(f"NormalsThreshold: {name} is {value}: set it between 0 and 1, both excluded")
         if not 0 <= shift_level < 1:
             raise InputError(f"NormalsThreshold: shift_level is {shift_level}: set it to 0 or above, and below 1")
+        if folds is not None and (folds < _FEWEST_FOLDS or confidence is not None):
+            raise InputError(
+                f"NormalsThreshold: folds is {folds} and confidence {confidence}: set folds to {_FEWEST_FOLDS} "
+                "or more, and confidence to null, for scores of several fits can promise a mean only"
+            )
+        self.folds = folds
         self.specificity = specificity
         self.confidence = confidence
         self.ratio = ratio
@@ -84,6 +97,7 @@ class NormalsThreshold(Callback):
         self.calibration: dict[str, list[float]] = {}
         """Raw scores of the held-out units, ascending, by ``image`` and ``pixel``; empty before the fit."""
         self._held_out: HeldOut | None = None
+        self._folds: list[Fold] = []
         self._datamodule: AnomalibDataModule | None = None
         self._stale = True
         self._incoming: list[tuple[str, float, int | None]] = []
@@ -106,6 +120,12 @@ class NormalsThreshold(Callback):
             if not made_later and not hasattr(cast("Any", trainer).datamodule, "val_data"):
                 _do_without_validation(trainer, pl_module)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit the copies of folds, once the model has its weights; scores of a checkpoint that goes on are kept."""
+        if self._folds and not self.calibration:
+            datamodule = cast("AnomalibDataModule", self._datamodule)
+            self.calibration = scores_of_folds(trainer, pl_module, datamodule, self._folds)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let a command line end in one sentence instead of a traceback where the input is at fault."""
         del trainer, pl_module
@@ -123,6 +143,9 @@ class NormalsThreshold(Callback):
             return
         self._stale = True
         self._datamodule, self.calibration = datamodule, {}
+        if self.folds is not None:
+            self._split_into_folds(trainer, datamodule, self.folds)
+            return
         total = patients_of(datamodule.train_data.samples).nunique()
         train, held_out = hold_out(datamodule.train_data, self.ratio, self.seed)
         self._check_number(held_out, total)
@@ -131,6 +154,22 @@ class NormalsThreshold(Callback):
             "NormalsThreshold: %d normal images (%d %s) are held out, %d are left for training.",
             *(len(held_out.images), held_out.number, held_out.noun, len(train)),
         )
+
+    def _split_into_folds(self, trainer: Trainer, datamodule: AnomalibDataModule, number: int) -> None:
+        """Note what each copy will be fitted on, while all images stay in the training set."""
+        if trainer.world_size > 1 or _is_never_fitted(trainer.lightning_module):
+            raise InputError(
+                "NormalsThreshold: folds needs a model that is fitted, and one device: set folds to null, or "
+                "trainer.devices to 1"
+            )
+        self._folds = split_into_folds(datamodule.train_data, number, self.seed)
+        units = sum(fold.held_out.number for fold in self._folds)
+        if units < max(self.needed, _FEWEST_FOLDS):
+            raise InputError(
+                f"NormalsThreshold: there are {units} normal training images or patients, but a specificity of "
+                f"{self.specificity:g} needs {max(self.needed, _FEWEST_FOLDS)}: add normal images, or lower the "
+                "specificity"
+            )
 
     def _has_held_out_of(self, datamodule: AnomalibDataModule) -> bool:
         """Whether this callback has been at the training set as it is now."""
@@ -146,6 +185,8 @@ class NormalsThreshold(Callback):
         sure = "" if self.confidence is None else f" with a confidence of {self.confidence:g}"
         ratio = math.ceil(100 * self.needed / max(1, total)) / 100
         enough = f"raise ratio to {ratio:g} or more, " if ratio <= _MOST else ""
+        if not enough and self.confidence is None and total >= self.needed:
+            enough = "set folds to 10 to score all of them by several fits, "
         raise InputError(
             f"NormalsThreshold: {held_out.number} of {total} normal {held_out.noun} are held out, but a specificity of "
             f"{self.specificity:g}{sure} needs {self.needed}: {enough}add normal images, or lower the specificity"
@@ -211,11 +252,20 @@ class NormalsThreshold(Callback):
         Raises:
             InputError: If there are no scores yet.
         """
-        held_out, number = self._held_out, len(next(iter(self.calibration.values()), []))
+        held_out = self._folds[0].held_out if self._folds else self._held_out
+        number = len(next(iter(self.calibration.values()), []))
         rank = conformal_rank(number, 1 - self.specificity, self.confidence)
         named = held_out is not None and held_out.named
         noun = "patients" if named else "images"
         unit = ", each with the largest of his images" if named else ""
+        if self._folds:
+            return (
+                f"the thresholds are the scores of rank {rank} of {number} normal training {noun}{unit}, scored by "
+                f"{len(self._folds)} fits that had not seen them; about {100 * (1 - self.specificity):.4g} % of new "
+                f"normal {noun} should be called abnormal, and at most as many have a pixel marked, which is no "
+                "guarantee, for this detector was fitted on all of them, and nothing is said about images of another "
+                "origin, nor about how many lesions are found."
+            )
         how = "on average over such draws of images"
         if self.confidence is not None:
             how = f"with a probability of {100 * self.confidence:g} % over such draws of images"
@@ -230,9 +280,9 @@ class NormalsThreshold(Callback):
         """Score the held-out images where the model may have changed, and set the thresholds."""
         if not self._stale:
             return
+        if (self._held_out is not None or self._folds) and not _is_fitted(pl_module):
+            return
         if self._held_out is not None:
-            if not _is_fitted(pl_module):
-                return
             datamodule = cast("AnomalibDataModule", self._datamodule)
             self.calibration = held_out_scores(trainer, pl_module, datamodule, self._held_out)
         if not self.calibration:
@@ -300,7 +350,7 @@ class NormalsThreshold(Callback):
 
 def promise_record(callback: NormalsThreshold) -> dict[str, Any]:
     """Return the promise, whether it is about patients, and the level of a shift, as plain data for exports."""
-    held_out = callback._held_out  # noqa: SLF001  # in its own module
+    held_out = callback._folds[0].held_out if callback._folds else callback._held_out  # noqa: SLF001  # in its own module
     patients = held_out is not None and held_out.named
     return {"promise": callback.promise(), "patients": patients, "level": callback.shift_level}
 
