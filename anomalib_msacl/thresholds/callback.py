@@ -6,14 +6,12 @@ import logging
 import math
 from typing import Any, cast
 
-from anomalib import LearningType
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import LabelName
-from anomalib.models.components import AnomalibModule, MemoryBankMixin
-from anomalib.post_processing import MEBinPostProcessor, PostProcessor
+from anomalib.models.components import MemoryBankMixin
+from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from anomalib_msacl.data.held_out import Fold, HeldOut, hold_out, split_into_folds
 from anomalib_msacl.data.samples import patients_of
@@ -22,6 +20,13 @@ from anomalib_msacl.errors import InputError, show_in_one_line
 from anomalib_msacl.metrics import patients_by_batch
 from anomalib_msacl.thresholds.conformal import conformal_rank, images_needed, shift
 from anomalib_msacl.thresholds.folds import scores_of_folds
+from anomalib_msacl.thresholds.requirements import (
+    check_folds,
+    check_number,
+    check_post_processor,
+    do_without_validation,
+    is_never_fitted,
+)
 from anomalib_msacl.thresholds.scoring import held_out_scores, raw_scores, set_threshold
 
 logger = logging.getLogger(__name__)
@@ -31,7 +36,6 @@ SCORES = "anomalib_msacl_normals"
 PROMISE = "anomalib_msacl_promise"
 """Entry of a checkpoint: what :func:`promise_record` returns."""
 _FEWEST_FOLDS = 2
-_MOST = 0.5  # part of the training images that may be advised to hold out
 
 
 class NormalsThreshold(Callback):
@@ -112,13 +116,13 @@ class NormalsThreshold(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hold images out, before the model, a pre-training or a validation split looks at the data."""
-        if stage == "fit" or (stage == "validate" and _is_never_fitted(pl_module)):
-            _check_post_processor(pl_module)
+        if stage == "fit" or (stage == "validate" and is_never_fitted(pl_module)):
+            check_post_processor(pl_module)
             self._hold_out(trainer)
             callbacks = cast("Any", trainer).callbacks
             made_later = any(isinstance(callback, MedMixValidation) for callback in callbacks)
             if not made_later and not hasattr(cast("Any", trainer).datamodule, "val_data"):
-                _do_without_validation(trainer, pl_module)
+                do_without_validation(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the copies of folds, once the model has its weights; scores of a checkpoint that goes on are kept."""
@@ -144,32 +148,18 @@ class NormalsThreshold(Callback):
         self._stale = True
         self._datamodule, self.calibration = datamodule, {}
         if self.folds is not None:
-            self._split_into_folds(trainer, datamodule, self.folds)
+            check_folds(trainer)
+            self._folds = split_into_folds(datamodule.train_data, self.folds, self.seed)
+            check_number(None, sum(fold.held_out.number for fold in self._folds), self.specificity, None)
             return
         total = patients_of(datamodule.train_data.samples).nunique()
         train, held_out = hold_out(datamodule.train_data, self.ratio, self.seed)
-        self._check_number(held_out, total)
+        check_number(held_out, total, self.specificity, self.confidence)
         datamodule.train_data, self._held_out = train, held_out
         logger.info(
             "NormalsThreshold: %d normal images (%d %s) are held out, %d are left for training.",
             *(len(held_out.images), held_out.number, held_out.noun, len(train)),
         )
-
-    def _split_into_folds(self, trainer: Trainer, datamodule: AnomalibDataModule, number: int) -> None:
-        """Note what each copy will be fitted on, while all images stay in the training set."""
-        if trainer.world_size > 1 or _is_never_fitted(trainer.lightning_module):
-            raise InputError(
-                "NormalsThreshold: folds needs a model that is fitted, and one device: set folds to null, or "
-                "trainer.devices to 1"
-            )
-        self._folds = split_into_folds(datamodule.train_data, number, self.seed)
-        units = sum(fold.held_out.number for fold in self._folds)
-        if units < max(self.needed, _FEWEST_FOLDS):
-            raise InputError(
-                f"NormalsThreshold: there are {units} normal training images or patients, but a specificity of "
-                f"{self.specificity:g} needs {max(self.needed, _FEWEST_FOLDS)}: add normal images, or lower the "
-                "specificity"
-            )
 
     def _has_held_out_of(self, datamodule: AnomalibDataModule) -> bool:
         """Whether this callback has been at the training set as it is now."""
@@ -177,21 +167,6 @@ class NormalsThreshold(Callback):
             return False
         held_out = set(self._held_out.images.samples["image_path"])
         return held_out.isdisjoint(datamodule.train_data.samples["image_path"])
-
-    def _check_number(self, held_out: HeldOut, total: int) -> None:
-        """Raise :class:`InputError` where too few are held out for the promise."""
-        if held_out.number >= self.needed:
-            return
-        sure = "" if self.confidence is None else f" with a confidence of {self.confidence:g}"
-        ratio = math.ceil(100 * self.needed / max(1, total)) / 100
-        enough = f"raise ratio to {ratio:g} or more, " if ratio <= _MOST else ""
-        if not enough and self.confidence is None and total >= self.needed:
-            enough = "set folds to 10 to score all of them by several fits, "
-        raise InputError(
-            f"NormalsThreshold: {held_out.number} of {total} normal {held_out.noun} are held out, but a specificity of "
-            f"{self.specificity:g}{sure} needs {self.needed}: {enough}add normal images, or lower the specificity"
-            f"{'' if self.confidence is None else ' or the confidence'}"
-        )
 
     # ------------------------------------------------------------------------------------------ scores to thresholds
 
@@ -209,7 +184,7 @@ class NormalsThreshold(Callback):
         """Set the thresholds after anomalib has, and before a checkpoint is saved."""
         if not trainer.sanity_checking:
             self._apply(trainer, pl_module)
-        if self._held_out is not None and _is_never_fitted(pl_module):
+        if self._held_out is not None and is_never_fitted(pl_module):
             self._tell(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -355,50 +330,8 @@ def promise_record(callback: NormalsThreshold) -> dict[str, Any]:
     return {"promise": callback.promise(), "patients": patients, "level": callback.shift_level}
 
 
-def _is_never_fitted(pl_module: LightningModule) -> bool:
-    """Whether anomalib only validates such a model."""
-    kinds = {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}
-    return isinstance(pl_module, AnomalibModule) and pl_module.learning_type in kinds
-
-
 def _is_fitted(pl_module: LightningModule) -> bool:
     """Whether a model that scores by a memory of normal images has one."""
     if isinstance(pl_module, MemoryBankMixin):
         return bool(pl_module.get_buffer("_is_fitted"))
     return bool(getattr(getattr(pl_module.model, "memory_bank", None), "fitted", True))
-
-
-def _check_post_processor(pl_module: LightningModule) -> None:
-    """Raise :class:`InputError` where the post-processor would not use the thresholds as they are."""
-    post = getattr(pl_module, "post_processor", None)
-    if not isinstance(post, PostProcessor) or isinstance(post, MEBinPostProcessor):
-        raise InputError(
-            f"NormalsThreshold sets the thresholds of anomalib's PostProcessor, but the model has "
-            f"{type(post).__name__}, which has no such thresholds: leave post_processor at its default"
-        )
-    wanted = {"image_sensitivity": 0.5, "pixel_sensitivity": 0.5}
-    wanted |= {"enable_normalization": True, "enable_thresholding": True}  # without the first, 0.5 is the threshold
-    for name, value in wanted.items():
-        if getattr(post, name) != value:
-            raise InputError(
-                f"NormalsThreshold: the post-processor's {name} is {getattr(post, name)}, which would move or ignore "
-                f"the threshold: set it to {value}"
-            )
-
-
-def _do_without_validation(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Let a trainer fit although there is no validation set, which anomalib asks for."""
-    if _is_never_fitted(pl_module):
-        raise InputError(
-            f"NormalsThreshold: {type(pl_module).__name__} is never fitted, only validated, but there are no "
-            "validation images: give the datamodule some by its val_split_mode, for example from_train"
-        )
-    callbacks = cast("Any", trainer).callbacks
-    if any(isinstance(callback, ModelCheckpoint) and callback.save_weights_only for callback in callbacks):
-        raise InputError(
-            "NormalsThreshold: a ModelCheckpoint with save_weights_only saves its file before there are thresholds, "
-            "because there is no validation set: set save_weights_only to false, or give the datamodule one by its "
-            "val_split_mode"
-        )
-    trainer.limit_val_batches = 0
-    logger.info("NormalsThreshold: there are no validation images, so nothing is validated.")
