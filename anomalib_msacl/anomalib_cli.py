@@ -9,7 +9,7 @@ from anomalib.cli.cli import AnomalibCLI
 
 import anomalib_msacl.detectors.igd
 import anomalib_msacl.detectors.msacl  # noqa: F401  # are known by their names then
-from anomalib_msacl.checkpoints import restored
+from anomalib_msacl.checkpoints import check_checkpoint, restored
 from anomalib_msacl.export import antialiased_exports
 from anomalib_msacl.scores import ScoresCsv
 
@@ -39,6 +39,8 @@ class CommandLine(AnomalibCLI):
         """Build what the command needs; the model as its checkpoint has it."""
         super().instantiate_classes()
         options = self.config_init[self.subcommand]
+        if self.subcommand not in _FROM_CHECKPOINT and options.get("ckpt_path"):
+            check_checkpoint(self.model, options["ckpt_path"])
         if self.subcommand in _FROM_CHECKPOINT and options.get("ckpt_path"):
             self.model = restored(self.model, Path(options["ckpt_path"]))
             if self.subcommand == "export":

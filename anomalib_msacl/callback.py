@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from torchvision.transforms.v2 import Compose, Normalize
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
 from anomalib_msacl.backbone.folder import is_intact, remove_leftovers
+from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.data.checks import check_datamodule, check_validation
 from anomalib_msacl.data.samples import content_of
@@ -69,10 +71,14 @@ class MsaclPretraining(Callback):
         root: str | Path = "results/msacl",
         checkpoint_minutes: float = 5.0,
     ) -> None:
-        self.weights = weights
+        if not isinstance(root, str | Path):
+            raise InputError(f"root is {root!r}, but must be the path of a folder for weights.")
+        if weights is not None:
+            parse_source(weights)  # refuses what is no name
+        self.weights = None if weights is None else str(weights)
         self.recipe = Recipe.of(recipe)
         self.root = Path(root)
-        if not isinstance(checkpoint_minutes, int | float) or not checkpoint_minutes >= 0:
+        if not isinstance(checkpoint_minutes, int | float) or not 0 <= checkpoint_minutes < math.inf:
             raise InputError(
                 f"checkpoint_minutes is {checkpoint_minutes!r}, but must be a number of minutes, 0 or more."
             )

@@ -10,7 +10,10 @@ import torch
 from anomalib.models.components import AnomalibModule
 from anomalib.utils.serialization import anomalib_safe_globals
 
+from anomalib_msacl.backbone.tensors import exists
 from anomalib_msacl.errors import InputError, first_line
+
+_WORDS = {"best", "last", "hpc", "registry"}  # that Lightning takes for a path
 
 
 def restored(model: AnomalibModule, path: Path) -> AnomalibModule:
@@ -44,8 +47,24 @@ def restored(model: AnomalibModule, path: Path) -> AnomalibModule:
     return found
 
 
+def check_checkpoint(model: AnomalibModule, path: str | Path) -> None:
+    """Refuse a checkpoint to go on from that is none; nothing that it holds is run.
+
+    Args:
+        model: Will be restored from it.
+        path: The file, or one of the words by which Lightning finds one itself.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if str(path) not in _WORDS and "://" not in str(path):
+        _read(Path(path), type(model))
+
+
 def _read(path: Path, kind: type[AnomalibModule]) -> dict[str, Any]:
     """Read a checkpoint without running what is in it, tensors not before they are used."""
+    if exists(path) and not path.is_file():  # a pipe would wait for ever
+        raise InputError(f"{path} is no file: name a checkpoint that anomalib has written")
     try:
         with anomalib_safe_globals(extra=kind.checkpoint_safe_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -13,6 +13,7 @@ from anomalib_msacl import distributed
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.loading import SharedLoader, with_batches
 
+_RANK = 4  # of a batch of images
 _BEYOND = 0.2  # what resizing may add to [0, 1]
 
 
@@ -47,12 +48,22 @@ class NormalImages:
         Args:
             images: Themselves, a tensor of shape ``(N, 3, H, W)``, or a loader.
             batch_size: Images in a batch, for a tensor, which is shuffled for every walk.
+
+        Raises:
+            InputError: If it holds none.
         """
         if isinstance(images, NormalImages):
             return images
         if isinstance(images, Tensor):
+            if images.ndim != _RANK or not len(images):
+                raise InputError(
+                    f"images are a tensor of shape {tuple(images.shape)}, but must have the shape (N, 3, H, W) with at "
+                    "least one image."
+                )
             size = min(batch_size, len(images))
             return cls(DataLoader(cast("Any", images), batch_size=size, shuffle=True, drop_last=True))
+        if not isinstance(images, Iterable):
+            raise InputError(f"images are {images!r}, but must be a tensor of shape (N, 3, H, W), or a loader of such.")
         return cls(images)
 
     def of_batch(self, batch: Any) -> Tensor:
@@ -91,11 +102,20 @@ class NormalImages:
 
 
 def normal_of(batch: Any) -> Tensor:
-    """Return the images of a batch that are not labelled abnormal, as a plain tensor ``(N, 3, H, W)``."""
-    if isinstance(batch, list | tuple) and not hasattr(batch, "image"):
+    """Return the images of a batch that are not labelled abnormal, as a plain tensor ``(N, 3, H, W)``.
+
+    Raises:
+        InputError: If the batch holds no images.
+    """
+    if isinstance(batch, list | tuple) and batch and not hasattr(batch, "image"):
         batch = batch[0]
     if isinstance(batch, Tensor):
         return batch.as_subclass(Tensor)
+    if not isinstance(getattr(batch, "image", None), Tensor):
+        raise InputError(
+            f"a loader yields batches of {type(batch).__name__}, but the pre-training needs tensors of shape "
+            "(N, 3, H, W), or batches of anomalib."
+        )
     images = cast("Tensor", batch.image).as_subclass(Tensor)
     return images if batch.gt_label is None else images[batch.gt_label == 0]
 

@@ -16,17 +16,16 @@ import torch
 from anomalib.data import ImageBatch, PredictDataset
 from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
-from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl import InputError, Msacl
 from anomalib_msacl.backbone import create_backbone
 from anomalib_msacl.pretraining import Pretraining, Questions, Score
 from anomalib_msacl.pretraining.images import undisturbed
-from anomalib_msacl.recipe import TERMS, ChoiceRecipe
+from anomalib_msacl.recipe import ChoiceRecipe
 from tests.conftest import make_recipe, phantom
 
 Make = Callable[..., Any]
@@ -472,21 +471,3 @@ def test_trainers_that_cannot_serve_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         train(make_msacl(make_recipe(**recipe)), make_engine(**options), phantom_root)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"backbone": "no_such_net"}, "unknown backbone 'no_such_net'"),
-        ({"layers": ["layer9"]}, r"layer 'layer9' does not exist in this backbone; its layers are act1, layer1"),
-        ({"image_size": 24}, "smaller than a lesion"),
-        ({"pre_processor": PreProcessor(Compose([Resize((64, 64)), Normalize([0.5], [0.5])]))}, "leave Normalize out"),
-        ({"pre_processor": PreProcessor(Compose([Compose([Normalize([0.5], [0.5])])]))}, "leave Normalize out"),
-        ({"recipe": make_recipe(**dict.fromkeys(TERMS[:-1], 0.0), frozen_stride=16)}, "nothing would be trained"),
-        ({"backbone": "test_vit", "image_size": 72}, "cannot take images of 72 x 72 pixels"),
-    ],
-    ids=["backbone", "layer", "size", "normalise", "nested", "frozen", "fixed size"],
-)
-def test_settings_that_cannot_work_are_refused_at_once(changes: dict[str, Any], message: str, make_msacl: Make) -> None:
-    with pytest.raises(InputError, match=message):
-        make_msacl(**changes)
