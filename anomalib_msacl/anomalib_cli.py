@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from anomalib.cli.cli import AnomalibCLI
+from anomalib.loggers import configure_logger
 
 import anomalib_msacl.detectors.igd
 import anomalib_msacl.detectors.msacl  # noqa: F401  # are known by their names then
@@ -28,6 +30,8 @@ def run_anomalib(arguments: list[str]) -> None:
     Raises:
         InputError: If a checkpoint cannot be read or does not fit the model.
     """
+    if not logging.getLogger().handlers:
+        configure_logger()  # as the command anomalib does
     with antialiased_exports():
         CommandLine(arguments)
 

@@ -32,6 +32,8 @@ from anomalib_msacl.pretraining.lightning_model import (
     restore_random,
     training_loss,
 )
+from anomalib_msacl.pretraining.loggers import tell_choice
+from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.pipeline import Pretraining
 from anomalib_msacl.pretraining.preparation import check_trainable, encoder_for
 from anomalib_msacl.recipe import Recipe
@@ -146,6 +148,7 @@ class Msacl(AnomalibModule):
 
     def setup(self, stage: str) -> None:
         """Look at every image before any long work."""
+        each_message_once()
         if stage != "fit":
             return
         check_fit(self.trainer, self.recipe, self._target())
@@ -203,6 +206,7 @@ class Msacl(AnomalibModule):
         data = getattr(self.trainer, "datamodule", None)
         images = getattr(data, "train_data", None)
         found, number = self.run.result(), None if images is None else len(images)
+        tell_choice(self.trainer.loggers, found.candidates, found.kept, found.verdict, found.steps)
         distributed.on_main(lambda: str(found.save(self._target(), getattr(data, "name", "unknown"), number)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
