@@ -78,10 +78,7 @@ class NormalImages:
             InputError: If values lie far outside of [0, 1].
         """
         loader = undisturbed(self.whole)
-        if distributed.world_size() > 1:
-            loader = SharedLoader(loader)
-            number = len(range(distributed.rank(), number, distributed.world_size()))
-        yield from self._first(loader, number, device)
+        yield from self._first(SharedLoader(loader) if distributed.world_size() > 1 else loader, number, device)
 
     def collect(self, number: int) -> Tensor | None:
         """Return up to ``number`` images of all processes on the CPU, ``(N, 3, H, W)``; None if there are none."""
@@ -89,14 +86,16 @@ class NormalImages:
         return torch.cat(found) if found else None
 
     def _first(self, loader: Iterable[Any], number: int, device: torch.device) -> Iterator[Tensor]:
-        """Yield the first images of a loader, batch by batch."""
+        """Yield the first images of a loader, batch by batch; of a shared one the share of this process in them."""
+        processes = distributed.world_size() if isinstance(loader, SharedLoader) else 1
         for batch in loader:
-            own = 0 if getattr(loader, "filler", False) else number
+            size = min(number, loader.size) if isinstance(loader, SharedLoader) else number
+            own = len(range(distributed.rank() if processes > 1 else 0, size, processes))
             images = self.of_batch(batch).to(device)[:own]
             check_range(images)
             if len(images):
                 yield images
-            number -= len(images)
+            number -= loader.size if isinstance(loader, SharedLoader) else len(images)
             if number <= 0:
                 break
 
