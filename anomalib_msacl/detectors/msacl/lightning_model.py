@@ -15,6 +15,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_msacl import distributed
@@ -188,6 +189,15 @@ class Msacl(AnomalibModule):
         if self._seen >= total:
             self._finish()
             self.trainer.should_stop = True  # lets the last validation run when the steps end within an epoch
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Log a value, but no metric of a validation before there is a detector, which has none yet.
+
+        Of several processes the one with the progress bar would ask for it once more, and wait for the others for ever.
+        """
+        if isinstance(value, Metric) and self.trainer.validating and not self.model.memory_bank.fitted:
+            return
+        super().log(name, value, *args, **kwargs)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:  # type: ignore[override]  # as in anomalib
         """Score the normal images of a batch and copies of them with lesions, the same in every epoch."""

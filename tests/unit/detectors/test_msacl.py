@@ -16,9 +16,10 @@ import torch
 from anomalib.data import ImageBatch, PredictDataset
 from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import Metric
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl import InputError, Msacl
@@ -360,6 +361,29 @@ def test_validation_sees_each_normal_image_with_and_without_lesions(make_msacl: 
     assert torch.equal(batch.image[2:][outside], images[[0, 2]][outside])
     assert not torch.equal(batch.image[2:], images[[0, 2]])
     assert torch.equal(validate().image, batch.image)
+
+
+def test_metrics_of_a_validation_are_logged_only_where_there_is_a_detector(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without values, one of several processes would compute them once more and wait for the others for ever."""
+    validations: list[bool] = []
+    logged: list[tuple[str, bool]] = []
+    log, msacl = LightningModule.log, make_msacl(make_recipe(max_steps=6, batch_size=4, accumulate=1, evaluations=0))
+
+    def record(self: Any, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(value, Metric):
+            logged.append((name, self.model.memory_bank.fitted))
+        log(self, name, value, *args, **kwargs)
+
+    class Watch(Callback):
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            validations.append(pl_module.model.memory_bank.fitted)
+
+    monkeypatch.setattr(LightningModule, "log", record)
+    train(msacl, make_engine(max_steps=6, callbacks=[Watch()]), phantom_root)
+    assert validations == [False, True]
+    assert logged == [("val_image_AUROC", True), ("val_pixel_AUROC", True)]
 
 
 def test_a_batch_of_real_lesions_only_counts_for_nothing(make_msacl: Make) -> None:
