@@ -25,7 +25,7 @@ from anomalib_msacl.backbone.card import CardFacts, model_card
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.tensors import StateDict, copy_of
-from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints
+from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints, tell_stopped
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, step_name
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
@@ -262,7 +262,11 @@ class Pretraining:
             checkpoints.state = self.state_dict
             path = checkpoints.path if checkpoints.resumed else None
         module = PretrainingModule(*parts)
-        trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True)
+        try:
+            trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True)
+        except SystemExit as stopped:  # by a signal: Lightning has ended the training, after SIGTERM with status 0
+            tell_stopped(stopped, trainer.global_step, checkpoints)
+            raise
         self.to(trainer.strategy.root_device)  # Lightning moves a trained module back to the CPU
 
     def is_due(self, step: int, total: float) -> bool:

@@ -13,6 +13,7 @@ from anomalib_msacl import distributed
 from anomalib_msacl.backbone.folder import check_place
 from anomalib_msacl.data.checks import check_datamodule, check_validation, warn_of_shared_images
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.preparation import check_trainer, transform_parts
 from anomalib_msacl.recipe import Recipe
 
@@ -53,6 +54,7 @@ def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
     Raises:
         InputError: If one of them cannot serve.
     """
+    each_message_once()
     check_trainer(trainer, recipe)
     if recipe.max_steps == 0 and trainer.max_steps < 1:
         raise InputError("recipe.max_steps is 0, so Msacl has nothing to train; set it above 0.")

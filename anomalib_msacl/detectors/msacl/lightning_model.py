@@ -23,7 +23,7 @@ from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.compat import is_attached, set_max_steps
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_batches, training_images
 from anomalib_msacl.detectors.msacl.checks import check_fit, check_image_size, refuse_normalize
-from anomalib_msacl.detectors.msacl.fitting import fit_detector
+from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.pretraining.images import normal_of
 from anomalib_msacl.pretraining.lightning_model import (
@@ -33,8 +33,6 @@ from anomalib_msacl.pretraining.lightning_model import (
     restore_random,
     training_loss,
 )
-from anomalib_msacl.pretraining.loggers import tell_choice
-from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.pipeline import Pretraining
 from anomalib_msacl.pretraining.preparation import check_trainable, encoder_for
 from anomalib_msacl.recipe import Recipe
@@ -149,7 +147,6 @@ class Msacl(AnomalibModule):
 
     def setup(self, stage: str) -> None:
         """Look at every image before any long work."""
-        each_message_once()
         if stage != "fit":
             return
         check_fit(self.trainer, self.recipe, self._target())
@@ -191,13 +188,9 @@ class Msacl(AnomalibModule):
             self.trainer.should_stop = True  # lets the last validation run when the steps end within an epoch
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Log a value, but no metric of a validation before there is a detector, which has none yet.
-
-        Of several processes the one with the progress bar would ask for it once more, and wait for the others for ever.
-        """
-        if isinstance(value, Metric) and self.trainer.validating and not self.model.memory_bank.fitted:
-            return
-        super().log(name, value, *args, **kwargs)
+        """Log a value, but no metric of a validation without a detector: one of several processes would wait for it."""
+        if not (isinstance(value, Metric) and self.trainer.validating and not self.model.memory_bank.fitted):
+            super().log(name, value, *args, **kwargs)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:  # type: ignore[override]  # as in anomalib
         """Score the normal images of a batch and copies of them with lesions, the same in every epoch."""
@@ -213,11 +206,7 @@ class Msacl(AnomalibModule):
         """Save the backbone that was chosen; choose all the same when training was stopped early."""
         if not self._chosen:
             self._finish()
-        data = getattr(self.trainer, "datamodule", None)
-        images = getattr(data, "train_data", None)
-        found, number = self.run.result(), None if images is None else len(images)
-        tell_choice(self.trainer.loggers, found.candidates, found.kept, found.verdict, found.steps)
-        distributed.on_main(lambda: str(found.save(self._target(), getattr(data, "name", "unknown"), number)))
+        save_chosen(self.trainer, self.run.result(), self._target())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""
