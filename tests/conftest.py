@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,44 @@ def make_recipe(**settings: Any) -> Recipe:
         else:
             plain[part] = value
     return Recipe.of(plain)
+
+
+# The files that take longest, longest first: they start first, so that no worker is left alone with one at the end.
+HEAVY = ("test_models", "test_export", "test_cli", "test_parity", "test_igd", "test_msacl", "test_callback")
+HEAVY += ("test_backbones", "test_bad_input", "test_report_page", "test_thresholds")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; the others stay in their order."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return HEAVY.index(name) if name in HEAVY else len(HEAVY)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports_without_coverage() -> Iterator[None]:
+    """Let coverage look away while torch writes ONNX: it would take twice as long, in code that is not ours."""
+    export = torch.onnx.export
+
+    def resume() -> None:
+        """Coverage goes on at the next call of a function, which is this one."""
+
+    @functools.wraps(export)
+    def untraced(*arguments: Any, **options: Any) -> Any:
+        trace = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return export(*arguments, **options)
+        finally:
+            sys.settrace(trace)
+            resume()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", untraced)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

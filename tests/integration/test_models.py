@@ -99,6 +99,12 @@ WORKS: dict[str, Row] = {
         trained=("model.teachers.target_teacher",),
     ),
 }
+# Transformers of the same layers with fewer weights: L2BT names its teacher of 87 million itself; Dinomaly, InpFormer
+# and FoundAD take no other width than that of the name.
+SMALLER: dict[str, dict[str, Any]] = {
+    "vit_base_patch14_reg4_dinov2": {"embed_dim": 96, "num_heads": 2},
+    "vit_small_patch14_dinov2": {"mlp_ratio": 0.5},
+}
 REFUSED = {"Draem", "Dsr", "EfficientAd", "Ganomaly"}
 # Refused before their constructors, which need other packages or the network, have a say.
 REFUSED_BY_KIND = {
@@ -127,8 +133,8 @@ def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build pre-trained networks with random weights: what a hub would send does not matter here."""
     create, load = timm.create_model, nn.Module.load_state_dict
 
-    def create_without_weights(*arguments: Any, **options: Any) -> nn.Module:
-        return create(*arguments, **{**options, "pretrained": False})
+    def create_without_weights(name: str, *arguments: Any, **options: Any) -> nn.Module:
+        return create(name, *arguments, **{**options, **SMALLER.get(name.partition(".")[0], {}), "pretrained": False})
 
     monkeypatch.setattr(timm, "create_model", create_without_weights)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: {})
