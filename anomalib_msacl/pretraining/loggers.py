@@ -85,7 +85,7 @@ def picture_of(batch: SyntheticBatch, images: int = _ROWS) -> Picture:
     Returns:
         Shape ``(height, width, 3)``.
     """
-    first = [index for owner in batch.owners.unique().tolist()[:images] for index in _of_owner(batch, owner)]
+    first = [index for owner in torch.unique(batch.owners).tolist()[:images] for index in _of_owner(batch, owner)]
     shown = batch.images[first].detach().float().cpu().clamp(0, 1)
     masks = (batch.masks[first] > 0).float().cpu()
     edges = (max_pool2d(masks, _EDGE, 1, _EDGE // 2) > masks).expand(-1, 3, -1, -1)
