@@ -12,7 +12,10 @@ from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.utils.serialization import anomalib_safe_globals
 
+from anomalib_msacl.backbone.tensors import exists
 from anomalib_msacl.errors import InputError, first_line
+
+_WORDS = {"best", "last", "hpc", "registry"}  # that Lightning takes for a path
 
 
 def read_checkpoint(path: Path, kinds: Iterable[type[AnomalibModule]]) -> dict[str, Any]:
@@ -25,6 +28,8 @@ def read_checkpoint(path: Path, kinds: Iterable[type[AnomalibModule]]) -> dict[s
     Raises:
         InputError: If it cannot be read, or was not written by Lightning.
     """
+    if exists(path) and not path.is_file():  # a pipe would wait for ever
+        raise InputError(f"{path} is no file: name a checkpoint that anomalib has written")
     allowed = [part for kind in kinds for part in kind.checkpoint_safe_globals()]
     try:
         with anomalib_safe_globals(extra=allowed):
@@ -68,3 +73,17 @@ def restored(
             f"{path} is no checkpoint of {kind.__name__} that this anomalib can load ({first_line(error)}): name the "
             f"class that was trained by {option}, and use the anomalib that trained it"
         ) from error
+
+
+def check_checkpoint(model: AnomalibModule, path: str | Path) -> None:
+    """Refuse a checkpoint to go on from that is none; nothing that it holds is run.
+
+    Args:
+        model: Will be restored from it.
+        path: The file, or one of the words by which Lightning finds one itself.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if str(path) not in _WORDS and "://" not in str(path):
+        read_checkpoint(Path(path), [type(model)])
