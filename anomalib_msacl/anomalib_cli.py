@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from anomalib.cli.cli import AnomalibCLI
+from anomalib.loggers import configure_logger
+from anomalib.models.components import AnomalibModule
 
 import anomalib_msacl.detectors.igd
 import anomalib_msacl.detectors.msacl  # noqa: F401  # are known by their names then
-from anomalib_msacl.checkpoints import restored
+from anomalib_msacl.checkpoints import check_checkpoint, read_checkpoint, restored
 from anomalib_msacl.export import antialiased_exports
 from anomalib_msacl.scores import ScoresCsv
 
@@ -28,6 +31,8 @@ def run_anomalib(arguments: list[str]) -> None:
     Raises:
         InputError: If a checkpoint cannot be read or does not fit the model.
     """
+    if not logging.getLogger().handlers:
+        configure_logger()  # as the command anomalib does
     with antialiased_exports():
         CommandLine(arguments)
 
@@ -39,8 +44,10 @@ class CommandLine(AnomalibCLI):
         """Build what the command needs; the model as its checkpoint has it."""
         super().instantiate_classes()
         options = self.config_init[self.subcommand]
+        if self.subcommand not in _FROM_CHECKPOINT and options.get("ckpt_path"):
+            check_checkpoint(self.model, options["ckpt_path"])
         if self.subcommand in _FROM_CHECKPOINT and options.get("ckpt_path"):
-            self.model = restored(self.model, Path(options["ckpt_path"]))
+            self.model = _of_checkpoint(self.model, Path(options["ckpt_path"]))
             if self.subcommand == "export":
                 options["ckpt_path"] = None  # anomalib would load it once more, by its own rule
 
@@ -51,3 +58,11 @@ class CommandLine(AnomalibCLI):
         if self.subcommand == "predict" and not any(isinstance(each, ScoresCsv) for each in callbacks):
             trainer["callbacks"] = [*callbacks, ScoresCsv()]
         super().instantiate_engine()
+
+
+def _of_checkpoint(model: AnomalibModule, path: Path) -> AnomalibModule:
+    """Return the model of a checkpoint; parts that are given beside its settings are those of another model."""
+    kind = type(model)
+    found = restored(kind, path, read_checkpoint(path, [kind]), "--model", post_processor=model.post_processor or False)
+    found.evaluator, found.visualizer = model.evaluator, model.visualizer  # the checkpoint may have switched them off
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from torchvision.transforms.v2 import Compose, Normalize
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
 from anomalib_msacl.backbone.folder import is_intact, remove_leftovers
+from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.data.checks import check_datamodule, check_validation
 from anomalib_msacl.data.samples import content_of
@@ -32,8 +34,11 @@ from anomalib_msacl.pretraining.devices import devices_of
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import make_trainer
 from anomalib_msacl.pretraining.locking import alone_with
+from anomalib_msacl.pretraining.loggers import UnderPrefix, tell_choice
+from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.pipeline import pretrain
 from anomalib_msacl.pretraining.preparation import check_devices, check_trainable, encoder_for, transform_parts
+from anomalib_msacl.pretraining.progress import StepsBar
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.transfer import PretrainedBackbone, check_kind, find_backbone
 
@@ -69,10 +74,14 @@ class MsaclPretraining(Callback):
         root: str | Path = "results/msacl",
         checkpoint_minutes: float = 5.0,
     ) -> None:
-        self.weights = weights
+        if not isinstance(root, str | Path):
+            raise InputError(f"root is {root!r}, but must be the path of a folder for weights.")
+        if weights is not None:
+            parse_source(weights)  # refuses what is no name
+        self.weights = None if weights is None else str(weights)
         self.recipe = Recipe.of(recipe)
         self.root = Path(root)
-        if not isinstance(checkpoint_minutes, int | float) or not checkpoint_minutes >= 0:
+        if not isinstance(checkpoint_minutes, int | float) or not 0 <= checkpoint_minutes < math.inf:
             raise InputError(
                 f"checkpoint_minutes is {checkpoint_minutes!r}, but must be a number of minutes, 0 or more."
             )
@@ -82,6 +91,7 @@ class MsaclPretraining(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse models that are never fitted, for which :meth:`on_fit_start` would never be called."""
         del trainer, stage
+        each_message_once()
         if isinstance(pl_module, AnomalibModule):
             check_kind(pl_module)
 
@@ -189,17 +199,21 @@ class MsaclPretraining(Callback):
             "MSACL: pre-training %s for %d steps on %d normal images, %d held out.",
             *(task.provenance.architecture, task.recipe.max_steps, len(split.training), len(split.held_out)),
         )
+        shows = outer.progress_bar_callback is not None
+        own = CSVLogger(self.root, name="logs", version=directory.name)
         trainer = make_trainer(
             task.recipe,
             **devices_of(outer),
             precision=_precision(outer.precision),
-            logger=CSVLogger(self.root, name="logs", version=directory.name),
-            enable_progress_bar=outer.progress_bar_callback is not None,
+            logger=[own, *(UnderPrefix(logger) for logger in outer.loggers)],
+            callbacks=[StepsBar()] if shows else None,
+            enable_progress_bar=shows,
             default_root_dir=self.root,
         )
         training, held_out = (NormalImages(loader, task.transform) for loader in split.loaders())
         checkpoints = Checkpoints(directory.with_name(f"{directory.name}.ckpt"), self.checkpoint_minutes)
         found = pretrain(task.encoder, task.provenance, training, held_out, task.recipe, trainer, checkpoints)
+        tell_choice(outer.loggers, found.candidates, found.kept, found.verdict, found.steps)
         distributed.on_main(lambda: str(found.save(directory, datamodule.name, len(datamodule.train_data))))
         distributed.on_main(checkpoints.remove)
 

@@ -88,6 +88,10 @@ def exporting_with(
             setattr(ExportMixin, name, original)
 
 
+_OPSET = 18
+"""What torch's exporter writes; anomalib asks for 14, which fails after two warnings and a traceback in the log."""
+
+
 def _exporting(
     export: Callable[..., Any], version: Callable[[Any], Any], written: Callable[[Any, Path], None]
 ) -> Callable[..., Any]:
@@ -95,6 +99,8 @@ def _exporting(
 
     @functools.wraps(export)
     def wrapped(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if export.__name__ == "to_onnx":
+            kwargs.setdefault("opset_version", _OPSET)
         if model in _EXPORTING:  # to_openvino calls to_onnx
             return export(model, *args, **kwargs)
         pre_processor: Any = getattr(model, "pre_processor", None)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import pickle
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
+from typing import Any
 
 _NAMED = 5  # names that a sentence has room for
+_WORD = re.compile(r"(\S{120})\S{40,}(\S{120})")  # a path or a name that nobody would read to its end
 
 # Messages that were raised inside of `one_line_errors`; None outside of it.
 _raised: ContextVar[list[str] | None] = ContextVar("raised", default=None)
@@ -24,6 +28,15 @@ _LOST_PROCESS = re.compile(
     r"Timed out waiting|ProcessGroupNCCL"
 )
 
+# What torch says of a file that holds more than tensors and plain data.
+_UNSAFE = (
+    "a checkpoint holds more than tensors and plain data, which may be code and is not read; name one that anomalib "
+    "has written"
+)
+
+# Of a folder, or a disk.
+_NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS}
+
 # What the hub's client says when a model is built with weights from the hub and the hub is out of reach.
 _UNREACHABLE = (
     "the model hub is out of reach and its cache holds no such weights: build the model with pre_trained: false, and "
@@ -36,12 +49,12 @@ class InputError(ValueError):
 
     Args:
         message: One sentence that names the value, the place where it was found, and the remedy. Line breaks become
-            blanks.
+            blanks, and the middle of a very long name becomes dots.
     """
 
     def __init__(self, message: str) -> None:
         """Keep the message in one line."""
-        line = " ".join(message.splitlines())
+        line = _WORD.sub(r"\1...\2", " ".join(message.splitlines()))
         super().__init__(line)
         raised = _raised.get()
         if raised is not None:
@@ -102,12 +115,41 @@ def sentence_of(error: BaseException, raised: Sequence[str] = ()) -> str:
         quoted = [message for message in raised if message in str(error)]
         if quoted:
             return quoted[-1]
-    if type(error).__name__ == "LocalEntryNotFoundError":  # of huggingface_hub, whose import takes its time
-        return _UNREACHABLE
-    if _is_of_lost_process(error):
-        return str(LostProcessError.of(error))
-    unknown = _UNKNOWN_MODEL.search(str(error)) if isinstance(error, RuntimeError | ValueError) else None
-    return _UNKNOWN_BACKBONE.format(unknown.group(1)) if unknown else ""
+    return next((say(error) for kind, said, say in _OF_OTHERS if isinstance(error, kind) and said(error)), "")
+
+
+def _quotes(words: str) -> Callable[[BaseException], bool]:
+    """Return whether the message of an error has some words, a regular expression."""
+    return lambda error: re.search(words, str(error)) is not None
+
+
+def _unknown_backbone(error: BaseException) -> str:
+    """Return the sentence for a model that timm does not know."""
+    found = _UNKNOWN_MODEL.search(str(error))
+    return _UNKNOWN_BACKBONE.format(found.group(1) if found else "")
+
+
+def _not_writable(error: BaseException) -> str:
+    """Return the sentence for a file that cannot be written."""
+    file = getattr(error, "filename", None) or "a file"
+    return f"{file}: {getattr(error, 'strerror', error)}; free some space, or name a folder that can be written"
+
+
+# Errors of other libraries: their kind, how they are told, and what is said.
+_OF_OTHERS: tuple[tuple[Any, Callable[[Any], bool], Callable[[BaseException], str]], ...] = (
+    # of huggingface_hub, whose import takes its time; jsonargparse quotes it
+    (Exception, lambda error: type(error).__name__ == "LocalEntryNotFoundError", lambda _: _UNREACHABLE),
+    ((TypeError, ValueError), _quotes("trying to locate the file on the Hub"), lambda _: _UNREACHABLE),
+    (OSError, lambda error: error.errno in _NOT_WRITABLE, _not_writable),
+    (
+        RuntimeError,
+        _quotes("PytorchStreamWriter"),
+        lambda error: f"a checkpoint could not be written ({first_line(error)[:200]}); free some space and start again",
+    ),
+    (pickle.UnpicklingError, _quotes("Weights only load failed"), lambda _: _UNSAFE),
+    (RuntimeError, _quotes(_LOST_PROCESS.pattern), lambda error: str(LostProcessError.of(error))),
+    ((RuntimeError, ValueError), _quotes(_UNKNOWN_MODEL.pattern), _unknown_backbone),
+)
 
 
 def show_in_one_line(error: BaseException, program: str = "anomalib-msacl") -> None:
@@ -133,11 +175,6 @@ def show_in_one_line(error: BaseException, program: str = "anomalib-msacl") -> N
             previous(kind, value, trace)
 
     sys.excepthook = show
-
-
-def _is_of_lost_process(error: BaseException) -> bool:
-    """Whether an error is that of a collective operation whose other side is gone; DDP raises it in the backward."""
-    return isinstance(error, RuntimeError) and _LOST_PROCESS.search(str(error)) is not None
 
 
 def name_some(names: Sequence[str], separator: str = ", ") -> str:

@@ -6,7 +6,6 @@ The same recipe serves the pipeline, the callback, the key of saved weights and 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
@@ -225,10 +224,11 @@ class ViewRecipe:
 
     def __post_init__(self) -> None:
         """Check the two ranges."""
-        for name, limits, highest in (("scale", self.scale, 1.0), ("ratio", self.ratio, math.inf)):
-            if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= highest:
+        for name, limits, highest in (("scale", self.scale, 1.0), ("ratio", self.ratio, _LARGEST)):
+            numbers = isinstance(limits, list | tuple) and all(isinstance(limit, int | float) for limit in limits)
+            if not numbers or len(limits) != 2 or not 0 < limits[0] <= limits[1] <= highest:
                 raise InputError(
-                    f"recipe.view.{name} is {limits}, but must be (low, high) with 0 < low <= high <= {highest}."
+                    f"recipe.view.{name} is {limits!r}, but must be (low, high) with 0 < low <= high <= {highest:g}."
                 )
 
 
@@ -305,8 +305,11 @@ class Recipe:
         """Return a recipe from a recipe, from plain data (as a checkpoint holds it) or from nothing.
 
         Raises:
-            InputError: If a name is unknown, or one of version 0.2.0.dev0, whose names were flat.
+            InputError: If it is nothing of these, or a name is unknown, or one of version 0.2.0.dev0, whose names were
+                flat.
         """
+        if not isinstance(values, Recipe | Mapping | None):
+            raise InputError(f"recipe is {values!r}, but must be a Recipe, or a mapping such as {{'max_steps': 40}}.")
         return values if isinstance(values, Recipe) else _from_plain(cls, values or {}, "recipe")
 
     @property
@@ -397,16 +400,22 @@ def _from_plain(cls: type[Settings], values: Mapping[str, Any], place: str) -> S
         if name in nested and isinstance(value, Mapping):
             found[name] = _from_plain(nested[name], value, f"{place}.{name}")
         elif name == "families":
+            if not isinstance(value, list | tuple):
+                raise InputError(
+                    f"{place}.families is {value!r}, but must be a list of names of {', '.join(FAMILIES)}."
+                )
             found[name] = [_family(each, place) for each in value]
         else:
-            found[name] = tuple(value) if hints[name] == tuple[float, float] else value
+            found[name] = tuple(value) if isinstance(value, list) else value
     return cls(**found)
 
 
 def _family(value: Any, place: str) -> str | Lesion[Any]:
     """Return a family of lesions from plain data."""
+    if isinstance(value, str | Lesion):
+        return value  # the mixture says what is wrong with a name
     if not isinstance(value, Mapping):
-        return value  # type: ignore[no-any-return]  # the mixture says what is wrong with it
+        raise InputError(f"{place}.families has {value!r}, but must have names of {', '.join(FAMILIES)}.")
     settings = dict(value)
     name = settings.pop("name", None)
     if name not in FAMILIES:

@@ -8,6 +8,10 @@ images are scored, each way in a process of its own, in turn, as often as `--rou
 file after the other with its default settings, but for 32 bits, and writes a line of CSV for each. Time counts from
 the first image to the last: loading the model is left out. CPU seconds are those of the process in that time; on a
 busy machine they say more than the clock.
+
+    python benchmarks/screening.py --many 100000
+
+screens so many small PNG with a small model, and prints the memory of the process after a tenth of them and at the end.
 """
 
 from __future__ import annotations
@@ -107,6 +111,54 @@ def measure(way: str, model: Path, images: Path) -> dict[str, float]:
     return found
 
 
+def many(number: int, work: Path) -> None:
+    """Screen many files, and print how much memory it takes on the way."""
+    from anomalib import models
+    from anomalib.engine import Engine
+
+    from _common import pre_processor
+    from anomalib_msacl.data import Phantom
+    from anomalib_msacl.export import antialiased_exports
+
+    options: dict[str, Any] = {"backbone": "test_resnet", "layers": ["layer2", "layer3"], "pre_trained": False}
+    model = models.Patchcore(pre_processor=pre_processor((64, 64)), visualizer=False, **options)
+    data = Phantom("fundus", work / "phantom", image_size=64, train_images=8, test_images=8, seed=0)
+    engine = Engine(default_root_dir=work, accelerator="cpu", devices=1, enable_progress_bar=False, logger=False)
+    engine.fit(model, datamodule=data)
+    with antialiased_exports():
+        file = Path(engine.export(model, "openvino", export_root=work / "export"))
+    drawn = [Path(path) for path in data.test_data.samples["image_path"]]
+    for index in range(number):
+        link = work / "images" / f"{index // 1000:03d}" / f"{index:06d}.png"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(drawn[index % len(drawn)])
+    command = [sys.executable, "-m", "anomalib_msacl", "screen", file, work / "images", "--out", work / "out"]
+    begun = time.perf_counter()
+    process = subprocess.Popen([*command, "--maps", "none"], stdout=subprocess.DEVNULL)
+    table, early = work / "out" / "scores.csv", False
+    last = 0
+    while process.poll() is None:
+        time.sleep(2)
+        done = sum(1 for _ in table.open()) - 1 if table.exists() else 0
+        used = resident(process.pid) or last
+        if done >= number / 10 and not early:
+            early = True
+            print(f"{done} files: {used} MB")
+        last = used
+    lines = sum(1 for _ in table.open()) - 1
+    seconds = time.perf_counter() - begun
+    print(f"{lines} files: {last} MB, {lines / seconds:.0f} files a second, status {process.returncode}")
+
+
+def resident(process: int) -> int:
+    """Return the memory of a process in MB, 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS"))
+
+
 def main() -> None:
     """Fit, export, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,12 +168,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["Patchcore", "Padim"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="folder for the exports, which are not made again")
+    parser.add_argument("--many", type=int, help="screen so many small files instead, and print the memory")
     parser.add_argument("--way", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
         way, model, images, out = given.way[0], *map(Path, given.way[1:])
         workers = WAYS[way]
         by_screening(model, images, out, workers) if workers else by_inferencer(model, images, out)
+        return
+    if given.many:
+        with tempfile.TemporaryDirectory() as temporary:
+            many(given.many, Path(temporary))
         return
     print("| set, model | way | images a second | CPU ms an image | peak MB |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:

@@ -15,6 +15,10 @@ the threshold in these ways:
   medmix F1    the same with MedMix lesions,
   real F1      anomalib's highest F1 on half of the real test set (val_split_mode: from_test).
 
+With `--folds 10` nothing is held out: `folds .95` and `folds .90` are the same ranks of scores of all training images,
+each by one of ten fits without it, for PatchCore and PaDiM on the weights as they are and after MsaclPretraining, which
+sees all images.
+
 They are judged on the whole test set, the last on its other half. `shift` is the part of draws in which the scores of
 normal test images differ from those of the held-out ones (Kolmogorov-Smirnov, p < .01), so that NormalsThreshold would
 warn. Rows that are in the file already are not run again. `--table FILE` only prints the table of a file.
@@ -50,7 +54,7 @@ PROMISES: dict[str, tuple[float, float | None]] = {
     "normals .90": (0.1, None),
     "sure .90": (0.1, 0.95),
 }
-ARMS = (*PROMISES, "perlin F1", "medmix F1", "real F1")
+ARMS = (*PROMISES, "perlin F1", "medmix F1", "real F1", "folds .95", "folds .90")
 FIGURES = ("specificity", "sensitivity")
 POOL = 0.4
 
@@ -165,15 +169,49 @@ def run(folder: Path, weights: str, seed: int, size: int, draws: int, detectors:
     return made
 
 
+def run_folds(folder: Path, weights: str, seed: int, size: int, folds: int) -> list[dict[str, str]]:
+    """Judge thresholds from scores of training images, each by a fit without it."""
+    made = []
+    with tempfile.TemporaryDirectory() as work:
+        for recipe, suffix in ((Recipe(max_steps=0), ", untouched"), (Recipe(seed=seed), "")):
+            for name in DETECTORS[1:]:
+                lightning.seed_everything(seed, verbose=False)
+                pretraining = MsaclPretraining(weights, recipe, Path(work) / f"weights{len(suffix)}")
+                callback = NormalsThreshold(specificity=0.9, folds=folds, seed=seed)
+                options: dict[str, Any] = {
+                    "default_root_dir": work,
+                    "accelerator": "cpu",
+                    "devices": 1,
+                    "logger": False,
+                }
+                options |= {"limit_val_batches": 0, "enable_progress_bar": False}
+                model, data = (
+                    detector(name, size),
+                    set_of(folder, train_batch_size=32, val_split_mode="none", seed=seed),
+                )
+                Engine(callbacks=[pretraining, callback], **options).fit(model, datamodule=data)
+                test = scored(model.eval(), data.test_data)
+                scores, labels = gather(test, "pred_score"), gather(test, "gt_label").long()
+                known = callback.calibration["image"]
+                base = {"set": folder.name, "detector": name + suffix, "seed": str(seed), "draw": "0"}
+                base |= {"held_out": str(len(known))}
+                p_value = f"{shift(known, scores[labels == 0].tolist()).p_value:.3g}"
+                for arm, alpha in (("folds .95", 0.05), ("folds .90", 0.1)):
+                    found = judged(known[conformal_rank(len(known), alpha) - 1], scores, labels)
+                    made.append({**base, "arm": arm, **found, "shift_p": p_value})
+    return made
+
+
 def table(path: Path) -> None:
     """Print the rows of a file as a Markdown table: mean specificity, the smallest of all draws, mean sensitivity."""
     content = rows(path)
-    print(f"| set, detector | {' | '.join(ARMS)} | shift |")
-    print(f"|{'---|' * (len(ARMS) + 2)}")
+    arms = [arm for arm in ARMS if any(row["arm"] == arm for row in content)]
+    print(f"| set, detector | {' | '.join(arms)} | shift |")
+    print(f"|{'---|' * (len(arms) + 2)}")
     for key in dict.fromkeys((row["set"], row["detector"]) for row in content):
         of_key = [row for row in content if (row["set"], row["detector"]) == key]
         cells = []
-        for arm in ARMS:
+        for arm in arms:
             found = [row for row in of_key if row["arm"] == arm]
             specificity, sensitivity = ([float(row[figure]) for row in found] for figure in FIGURES)
             means = statistics.fmean(specificity), statistics.fmean(sensitivity)
@@ -193,6 +231,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--folds", type=int, help="nothing is held out, and so many fits score the training images")
     parser.add_argument("--table", type=Path)
     arguments = parser.parse_args()
     if arguments.table or not arguments.data:
@@ -201,7 +240,12 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     made = rows(arguments.out)
     names = arguments.sets or sets_in(arguments.data)
+    weights = str(Path(arguments.weights).resolve()) if Path(arguments.weights).exists() else arguments.weights
     for seed, name in ((seed, name) for seed in arguments.seeds for name in names):
+        if arguments.folds:
+            made += run_folds(arguments.data / name, weights, seed, arguments.size, arguments.folds)
+            write_rows(arguments.out, made)
+            continue
         missing = [
             kind
             for kind in arguments.detectors
@@ -209,7 +253,6 @@ def main() -> None:
         ]
         if not missing:
             continue
-        weights = str(Path(arguments.weights).resolve()) if Path(arguments.weights).exists() else arguments.weights
         made += run(arguments.data / name, weights, seed, arguments.size, arguments.draws, missing)
         write_rows(arguments.out, made)
     table(arguments.out)

@@ -11,11 +11,25 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from anomalib_msacl.errors import InputError
 
 CHANNELS = 3
+_LEAST_STD, _LARGEST_MEAN = 1e-6, 1e6  # what a division in 32 bits can take
 
 
 def for_each_channel(values: Sequence[float]) -> tuple[float, ...]:
     """Return a mean or standard deviation for each channel; one alone stands for all, as in torchvision."""
     return tuple(values) * (CHANNELS if len(values) == 1 else 1)
+
+
+def check_normalisation(mean: Any, std: Any) -> None:
+    """Refuse a mean or standard deviation that images cannot be normalised by.
+
+    Raises:
+        InputError: If one of them is not three numbers, or a standard deviation is not above 0.
+    """
+    for name, values, lowest, highest in (("mean", mean, -_LARGEST_MEAN, _LARGEST_MEAN), ("std", std, _LEAST_STD, 1e6)):
+        numbers = isinstance(values, Sequence) and len(values) in {1, CHANNELS} and all(map(is_number, values))
+        if not numbers or not all(lowest <= value <= highest for value in values):
+            kind = "three numbers above 0" if name == "std" else "three numbers"
+            raise InputError(f"{name} is {values!r}, but must be {kind}, one for each channel; correct it.")
 
 
 def description_of(

@@ -55,6 +55,8 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.stages = stages_of(backbone)
         names = [stage["module"] for stage in self.stages]
+        if not isinstance(layers, list | tuple | None):
+            raise InputError(f"layers is {layers!r}, but must be a list of layers, which are {', '.join(names)}.")
         self.index = [_layer_index(layer, names) for layer in layers] if layers else _default_layers(self.stages)
         self.layers = [names[index] for index in self.index]
         self.train_batch_norm = train_batch_norm
@@ -193,7 +195,7 @@ def _reads_images(embedding: nn.Module) -> bool:
 
 def _layer_index(layer: str | int, names: list[str]) -> int:
     """Return the index of a layer, or name the layers there are."""
-    if isinstance(layer, int) and 0 <= layer < len(names):
+    if isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer < len(names):
         return layer
     if layer in names:
         return names.index(layer)

@@ -22,12 +22,13 @@ import timm
 from torch import nn
 
 from anomalib_msacl.backbone.provenance import Provenance
-from anomalib_msacl.backbone.tensors import digest, read_file
+from anomalib_msacl.backbone.tensors import digest, exists, read_file
 from anomalib_msacl.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
 _HASH = "sha256_of_tensors"
+_LARGEST = 1 << 24  # bytes of a configuration
 FILES = ("README.md", "config.json", "model.safetensors")
 
 # Arguments of an architecture that are decided here: all backbones are without classifier, for RGB images of any size.
@@ -139,6 +140,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def check_place(directory: str | Path) -> None:
+    """Refuse a place for weights before any long work: see :func:`check_target`; nothing may be writable there either.
+
+    Args:
+        directory: Where weights are to be saved; the folders above it are made.
+
+    Raises:
+        InputError: If they could not be saved.
+    """
+    check_target(directory)
+    parent = Path(directory).parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"weights cannot be saved to {directory} ({first_line(error)}); name a folder that can be written."
+        ) from error
+
+
 def check_target(directory: str | Path) -> None:
     """Refuse to replace a folder that is not one of weights.
 
@@ -165,8 +187,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: If there is none, or one of these is of another kind.
     """
+    path = folder / "config.json"
+    if exists(path) and (not path.is_file() or path.stat().st_size > _LARGEST):  # a pipe would wait for ever
+        raise InputError(f"{path} is no file of text, or a very long one; name a weights folder in timm's format.")
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         named = isinstance(config["architecture"], str)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(

@@ -19,7 +19,7 @@ from torch import nn
 from anomalib_msacl.backbone.folder import model_args_of, read_config
 from anomalib_msacl.backbone.hub import HUB, download, split_revision
 from anomalib_msacl.backbone.provenance import RANDOM, Provenance
-from anomalib_msacl.backbone.tensors import StateDict, load_into, read_file, read_pickle, tensors_of
+from anomalib_msacl.backbone.tensors import StateDict, exists, load_into, read_file, read_pickle, tensors_of
 from anomalib_msacl.errors import InputError, first_line
 
 LOCAL = "local-dir:"
@@ -73,7 +73,7 @@ class Backbone(NamedTuple):
     provenance: Provenance
 
 
-def parse_source(name: str) -> Source:
+def parse_source(name: str | Path) -> Source:
     """Say what a name of weights means; nothing is fetched or read.
 
     Args:
@@ -83,12 +83,20 @@ def parse_source(name: str) -> Source:
     Returns:
         The source.
 
+    Raises:
+        InputError: If it is no name.
+
     Example:
         >>> parse_source("hf-hub:owner/name@v1").place
         'owner/name@v1'
         >>> parse_source("offline").kind
         <Kind.OFFLINE: 'offline'>
     """
+    if not isinstance(name, str | Path) or not str(name):
+        raise InputError(
+            f"weights is {name!r}, but must be timm, torchvision, offline, random, hf-hub:OWNER/NAME or a path."
+        )
+    name = str(name)
     if name in {kind.value for kind in (Kind.TIMM, Kind.TORCHVISION, Kind.OFFLINE, Kind.RANDOM)}:
         return Source(Kind(name), name)
     if name.startswith(HUB):
@@ -97,7 +105,9 @@ def parse_source(name: str) -> Source:
     return Source(Kind.PATH, name, name.removeprefix(LOCAL))
 
 
-def create_backbone(backbone: str, weights: str | None = None, model_args: Mapping[str, Any] | None = None) -> Backbone:
+def create_backbone(
+    backbone: str, weights: str | Path | None = None, model_args: Mapping[str, Any] | None = None
+) -> Backbone:
     """Create a timm backbone without classifier and load its initial weights.
 
     Args:
@@ -116,12 +126,13 @@ def create_backbone(backbone: str, weights: str | None = None, model_args: Mappi
     Raises:
         InputError: If the backbone is unknown, or the weights cannot be had or do not fit.
     """
+    _check_arguments(backbone, model_args)
     if backbone.startswith((LOCAL, HUB)):
         folder = parse_source(backbone).folder_or_file()
-        backbone, weights = str(read_config(folder)["architecture"]), weights or str(folder)
-    source = parse_source(weights or Kind.TIMM.value)
+        backbone, weights = str(read_config(folder)["architecture"]), folder if weights is None else weights
+    source = parse_source(Kind.TIMM.value if weights is None else weights)
     place = source.folder_or_file() if source.place else None
-    saved_args = model_args_of(place) if place is not None and place.is_dir() else {}
+    saved_args = model_args_of(place) if place is not None and exists(place) and place.is_dir() else {}
     model_args = {**saved_args, **(model_args or {})}
     model = _create(backbone, source.kind is Kind.TIMM, model_args)
     architecture = timm.models.split_model_name_tag(backbone)[0]
@@ -130,6 +141,14 @@ def create_backbone(backbone: str, weights: str | None = None, model_args: Mappi
     else:
         provenance = _LOADERS[source.kind](model, backbone, architecture)
     return Backbone(model, replace(provenance, model_args=model_args))
+
+
+def _check_arguments(backbone: Any, model_args: Any) -> None:
+    """Raise :class:`InputError` where arguments from Python are of another kind."""
+    if not isinstance(backbone, str):
+        raise InputError(f"backbone is {backbone!r}, but must be a name of timm, such as resnet18, or local-dir:DIR.")
+    if not isinstance(model_args, Mapping | None):
+        raise InputError(f"backbone_args is {model_args!r}, but must be a mapping, such as {{'img_size': 392}}.")
 
 
 def _create(name: str, pretrained: bool, model_args: Mapping[str, Any]) -> nn.Module:
@@ -166,7 +185,7 @@ def _load_path(model: nn.Module, architecture: str, path: Path) -> Provenance:
     """Load weights from a folder or a file into a model; both may say what they were made for."""
     own = getattr(model, "pretrained_cfg", {})
     default = {"mean": list(own["mean"]), "std": list(own["std"])}
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         config = read_config(path)
         if config["architecture"] != architecture:
             raise InputError(

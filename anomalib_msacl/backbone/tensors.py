@@ -24,7 +24,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If there is no such file, it is of another kind, or it cannot be read.
     """
-    if not path.exists():
+    if not exists(path):
         raise InputError(
             f"cannot read weights from {path}: there is no such file or folder; give a folder in timm's format, a "
             ".safetensors file, timm, torchvision, offline or random."
@@ -50,6 +50,14 @@ def read_file(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no file can have has none."""
+    try:
+        return path.exists()
+    except OSError:  # too long
+        return False
+
+
 def read_pickle(path: Path) -> dict[str, Any]:
     """Read a file of torch without running what is in it."""
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -72,7 +80,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], place: str) -> None
         place: Where they come from, for the messages.
 
     Raises:
-        InputError: If a tensor is missing, has another shape, or is not finite.
+        InputError: If a tensor is missing, has another shape or kind, or is not finite.
     """
     own = model.state_dict()
     found = _without_prefix(state, own)
@@ -86,12 +94,25 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], place: str) -> None
             f"weights {place} do not fit the backbone {type(model).__name__}: {reason} ({len(missing)} tensors "
             f"missing, {len(wrong)} of another shape, of {len(own)}); give weights of the same architecture."
         )
+    odd = [name for name in own if not _is_plain(found[name], own[name].is_floating_point())]
+    if odd:
+        kind = str(found[odd[0]].dtype).removeprefix("torch.")
+        raise InputError(
+            f"weights {place}: {len(odd)} tensors are no plain numbers of the kind that the backbone has, {odd[0]} "
+            f"({kind}) first; save them anew from a model of timm."
+        )
     broken = [name for name in own if found[name].is_floating_point() and not found[name].isfinite().all()]
     if broken:
         raise InputError(
             f"weights {place}: {len(broken)} tensors hold NaN or infinite values, {broken[0]} first; give other ones."
         )
     model.load_state_dict({name: found[name] for name in own})
+
+
+def _is_plain(tensor: Tensor, floating: bool) -> bool:
+    """Whether a tensor holds its numbers one by one, and with fractions where they are wanted."""
+    dense = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+    return dense and tensor.is_floating_point() == floating and not tensor.is_complex()
 
 
 def copy_of(model: nn.Module) -> StateDict:

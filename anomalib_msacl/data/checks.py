@@ -48,12 +48,14 @@ def check_datamodule(
         read where a reader of this package does it.
 
     Raises:
-        InputError: On the first of these that holds, naming the files: the training augmentations put lesions into the
-            images, which would then not be normal; there are no or too few training images; a
+        InputError: On the first of these that holds, naming the files: the size of a batch, or the number of workers,
+            is none; the training augmentations put lesions into the images, which would then not be normal; there are
+            no or too few training images; a
             training image is labelled abnormal; a file cannot be decoded; an image is too small; all training images
             are of one value throughout; a mask of an abnormal image is broken, empty, of another shape, or has no
             background; a training image is, byte for byte, also an abnormal image of the validation or test set.
     """
+    _check_loading(datamodule)
     _check_augmentations(datamodule)
     train = image_paths(datamodule, "train_data")
     _check_train_count(datamodule.name, len(train), minimum_train_images)
@@ -71,6 +73,14 @@ def check_datamodule(
     _check_masks(datamodule, looked_at)
     _check_copies(datamodule, found, train)
     return {path: found[path].sha256 for path in train}
+
+
+def _check_loading(datamodule: AnomalibDataModule) -> None:
+    """Refuse numbers that no loader of images takes."""
+    for name, lowest in (("train_batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0)):
+        value = getattr(datamodule, name, lowest)
+        if not isinstance(value, int) or value < lowest:
+            raise InputError(f"{name} of the datamodule {datamodule.name} is {value!r}: set it to {lowest} or more")
 
 
 def _check_augmentations(datamodule: AnomalibDataModule) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import torch
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import LabelName
 
@@ -65,3 +66,47 @@ def hold_out(dataset: AnomalibDataset, ratio: float, seed: int) -> tuple[Anomali
     names = patients_of(held_out.samples).tolist() if named else content
     number = {name: index for index, name in enumerate(dict.fromkeys(names))}
     return train.subsample(stays), HeldOut(held_out, [number[name] for name in names], len(number), named)
+
+
+@dataclass
+class Fold:
+    """A part of the training images, and all others.
+
+    Attributes:
+        train: The others.
+        held_out: The part.
+    """
+
+    train: AnomalibDataset
+    held_out: HeldOut
+
+
+def split_into_folds(dataset: AnomalibDataset, number: int, seed: int) -> list[Fold]:
+    """Split training images into folds of about the same size, each patient, and all copies of an image, in one.
+
+    Images labelled abnormal, and all others of such a patient, are in no fold and always among the others.
+
+    Args:
+        dataset: Training images.
+        number: How many folds; fewer where there are fewer patients or images.
+        seed: Seed of the split.
+
+    Returns:
+        The folds.
+    """
+    named, patients = names_patients(dataset.samples), patients_of(dataset.samples)
+    ill = dataset.samples["label_index"].isin([int(LabelName.ABNORMAL)])
+    if named:
+        ill = patients.isin(set(patients[ill]))
+    units = patients.tolist() if named else content_of(dataset.samples)
+    names = sorted({unit for unit, abnormal in zip(units, ill, strict=True) if not abnormal})
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
+    folds = []
+    for first in range(min(number, len(names))):
+        chosen = {names[index]: row for row, index in enumerate(order[first::number])}
+        inside = [not abnormal and unit in chosen for unit, abnormal in zip(units, ill, strict=True)]
+        rows = [row for row, wanted in enumerate(inside) if wanted]
+        rest = dataset.subsample([row for row, wanted in enumerate(inside) if not wanted])
+        held_out = HeldOut(dataset.subsample(rows), [chosen[units[row]] for row in rows], len(chosen), named)
+        folds.append(Fold(rest, held_out))
+    return folds

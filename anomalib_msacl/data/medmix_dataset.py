@@ -15,6 +15,7 @@ import torch
 from anomalib.data import ImageItem
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import LabelName, Split
+from filelock import FileLock
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 from torchvision.tv_tensors import Image, Mask
@@ -70,7 +71,7 @@ class MedMixDataset(AnomalibDataset):
         chosen = order[: min(max(1, round(share * number)), number - 1)]
         self.folder, self.scratch = self._place(cache, [share, seed])
         if not (self.folder / "complete").is_file():
-            self._write(order, len(chosen), counts, generator)
+            self._write_alone(order, len(chosen), counts, generator)
         self.samples = self._table(chosen)
 
     @property
@@ -114,6 +115,20 @@ class MedMixDataset(AnomalibDataset):
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
         return Path(cache) / f"medmix-{key}", None
 
+    def _write_alone(self, *arguments: Any) -> None:
+        """Let one process write, and remove what one that was killed has left."""
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.with_name(f".{self.folder.name}.lock")):
+                for left in self.folder.parent.glob(f".{self.folder.name}-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                if not (self.folder / "complete").is_file():
+                    self._write(*arguments)
+        except OSError as error:
+            raise InputError(
+                f"cannot write MedMix images to '{self.folder}' ({error.strerror}): name another cache folder"
+            ) from error
+
     def _write(self, order: list[int], number: int, counts: list[int], generator: torch.Generator) -> None:
         """Write images with lesions and their masks; the folder is complete or absent."""
         draft = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex[:8]}")
@@ -133,12 +148,6 @@ class MedMixDataset(AnomalibDataset):
             if self.scratch:
                 self.folder.rmdir()
             draft.rename(self.folder)
-        except OSError as error:
-            if (self.folder / "complete").is_file():  # another process was faster
-                return
-            raise InputError(
-                f"cannot write MedMix images to '{self.folder}' ({error.strerror}): name another cache folder"
-            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 

@@ -36,7 +36,7 @@ class MedMixSplit(DataHooks):
             images, or of their patients, that is held out.
 
     Raises:
-        InputError: If there is no such mode.
+        InputError: If there is no such mode, or no such part.
     """
 
     val_split_modes: ClassVar[tuple[ValSplitMode, ...]] = tuple(ValSplitMode)
@@ -47,6 +47,9 @@ class MedMixSplit(DataHooks):
         if not self.medmix_validation and val_split_mode not in self.val_split_modes:
             modes = ", ".join(mode.value for mode in self.val_split_modes)
             raise InputError(f"val_split_mode is {val_split_mode}: set it to {MEDMIX}, {modes}")
+        ratio = kwargs.get("val_split_ratio", 0.5)
+        if not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+            raise InputError(f"val_split_ratio is {ratio!r}: set it from 0 to 1")
         mode = ValSplitMode.NONE if self.medmix_validation else val_split_mode
         super().__init__(val_split_mode=mode, **kwargs)
 
@@ -81,8 +84,10 @@ def hold_out_with_lesions(
     Raises:
         InputError: If there are too few images, or a setting is out of range.
     """
-    if not 0 < ratio < 1:
-        raise InputError(f"the part of the training images held out for validation is {ratio}: set it between 0 and 1")
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise InputError(
+            f"the part of the training images held out for validation is {ratio!r}: set it between 0 and 1"
+        )
     seed = int(torch.randint(1 << 31, ())) if seed is None else seed
     least = 2 / max(2, patients_of(datamodule.train_data.samples).nunique())  # one image with lesions, one without
     train, held_out = split_by_patient(datamodule.train_data, max(ratio, least), seed)

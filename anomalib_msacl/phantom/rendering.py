@@ -45,8 +45,8 @@ class Settings:
         lowest = {"image_size": _MINIMUM_SIDE, "train_images": 1, "test_images": 4, "seed": 0}
         for argument, minimum in lowest.items():
             value = getattr(self, argument)
-            if value < minimum:
-                raise InputError(f"Phantom's {argument} is {value}: set it to {minimum} or more")
+            if not isinstance(value, int) or value < minimum:
+                raise InputError(f"Phantom's {argument} is {value!r}: set it to {minimum} or more")
 
     @property
     def key(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -110,3 +111,20 @@ class Checkpoints:
             )
             return None
         return found if STATE in found else None
+
+
+def tell_stopped(stopped: SystemExit, step: int, checkpoints: Checkpoints | None) -> None:
+    """Say what is left of a training that a signal has stopped, and let the program end with a status that is not 0.
+
+    Args:
+        stopped: On its way out.
+        step: Steps that were made.
+        checkpoints: Of the training; None if it had none.
+    """
+    stopped.code = stopped.code or 128 + signal.SIGTERM
+    left = checkpoints is not None and checkpoints.path.is_file()
+    logger.warning(
+        "MSACL: stopped after step %d; %s",
+        step,
+        f"the same command goes on from {checkpoints.path}." if left and checkpoints else "there is no checkpoint.",
+    )

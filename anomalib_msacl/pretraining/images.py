@@ -13,6 +13,7 @@ from anomalib_msacl import distributed
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.loading import SharedLoader, with_batches
 
+_RANK = 4  # of a batch of images
 _BEYOND = 0.2  # what resizing may add to [0, 1]
 
 
@@ -47,12 +48,22 @@ class NormalImages:
         Args:
             images: Themselves, a tensor of shape ``(N, 3, H, W)``, or a loader.
             batch_size: Images in a batch, for a tensor, which is shuffled for every walk.
+
+        Raises:
+            InputError: If it holds none.
         """
         if isinstance(images, NormalImages):
             return images
         if isinstance(images, Tensor):
+            if images.ndim != _RANK or not len(images):
+                raise InputError(
+                    f"images are a tensor of shape {tuple(images.shape)}, but must have the shape (N, 3, H, W) with at "
+                    "least one image."
+                )
             size = min(batch_size, len(images))
             return cls(DataLoader(cast("Any", images), batch_size=size, shuffle=True, drop_last=True))
+        if not isinstance(images, Iterable):
+            raise InputError(f"images are {images!r}, but must be a tensor of shape (N, 3, H, W), or a loader of such.")
         return cls(images)
 
     def of_batch(self, batch: Any) -> Tensor:
@@ -67,10 +78,7 @@ class NormalImages:
             InputError: If values lie far outside of [0, 1].
         """
         loader = undisturbed(self.whole)
-        if distributed.world_size() > 1:
-            loader = SharedLoader(loader)
-            number = len(range(distributed.rank(), number, distributed.world_size()))
-        yield from self._first(loader, number, device)
+        yield from self._first(SharedLoader(loader) if distributed.world_size() > 1 else loader, number, device)
 
     def collect(self, number: int) -> Tensor | None:
         """Return up to ``number`` images of all processes on the CPU, ``(N, 3, H, W)``; None if there are none."""
@@ -78,24 +86,35 @@ class NormalImages:
         return torch.cat(found) if found else None
 
     def _first(self, loader: Iterable[Any], number: int, device: torch.device) -> Iterator[Tensor]:
-        """Yield the first images of a loader, batch by batch."""
+        """Yield the first images of a loader, batch by batch; of a shared one the share of this process in them."""
+        processes = distributed.world_size() if isinstance(loader, SharedLoader) else 1
         for batch in loader:
-            own = 0 if getattr(loader, "filler", False) else number
+            size = min(number, loader.size) if isinstance(loader, SharedLoader) else number
+            own = len(range(distributed.rank() if processes > 1 else 0, size, processes))
             images = self.of_batch(batch).to(device)[:own]
             check_range(images)
             if len(images):
                 yield images
-            number -= len(images)
+            number -= loader.size if isinstance(loader, SharedLoader) else len(images)
             if number <= 0:
                 break
 
 
 def normal_of(batch: Any) -> Tensor:
-    """Return the images of a batch that are not labelled abnormal, as a plain tensor ``(N, 3, H, W)``."""
-    if isinstance(batch, list | tuple) and not hasattr(batch, "image"):
+    """Return the images of a batch that are not labelled abnormal, as a plain tensor ``(N, 3, H, W)``.
+
+    Raises:
+        InputError: If the batch holds no images.
+    """
+    if isinstance(batch, list | tuple) and batch and not hasattr(batch, "image"):
         batch = batch[0]
     if isinstance(batch, Tensor):
         return batch.as_subclass(Tensor)
+    if not isinstance(getattr(batch, "image", None), Tensor):
+        raise InputError(
+            f"a loader yields batches of {type(batch).__name__}, but the pre-training needs tensors of shape "
+            "(N, 3, H, W), or batches of anomalib."
+        )
     images = cast("Tensor", batch.image).as_subclass(Tensor)
     return images if batch.gt_label is None else images[batch.gt_label == 0]
 

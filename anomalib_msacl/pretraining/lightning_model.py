@@ -17,6 +17,7 @@ from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints
 from anomalib_msacl.pretraining.exchange import exchange_of
 from anomalib_msacl.pretraining.images import NormalImages, check_range
 from anomalib_msacl.pretraining.loading import set_random_state
+from anomalib_msacl.pretraining.loggers import show_lesions
 from anomalib_msacl.pretraining.questions import Score
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.pretraining.torch_model import MsaclTerms, class_separation
@@ -130,6 +131,8 @@ def training_loss(module: LightningModule, images: Tensor, batch_idx: int) -> Te
     if distributed.world_size() > 1 and not len(images):
         images = images.new_zeros(1, *images.shape[1:])  # nothing of its own, but the others wait for it
     batch = trainable.synthesis(images, trainable.recipe.view.number)
+    if batch_idx == 0 and module.global_step == 0:
+        show_lesions(trainable.trainer.loggers, batch, 0)
     batches = max(1, trainable.trainer.accumulate_grad_batches)
     exchange = exchange_of(batch, counts)
     found = trainable.terms(trainable.encoder, batch, position=batch_idx % batches == 0, exchange=exchange)

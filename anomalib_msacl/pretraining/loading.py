@@ -43,14 +43,15 @@ class Shares(Sampler[list[int]]):
 
     Attributes:
         start: State of the random numbers before the present epoch was drawn.
-        sizes: Images of its own in each of the batches that were drawn and have not been yielded by the loader yet. A
-            batch with fewer images than processes leaves some without one; they get an image that must not count.
+        sizes: Images of its own, and of all processes, in each of the batches that were drawn and have not been yielded
+            by the loader yet. A batch with fewer images than processes leaves some without one; they get an image that
+            must not count.
     """
 
     def __init__(self, batches: Any) -> None:
         self.batches = batches
         self.start: RandomState | None = None
-        self.sizes: deque[int] = deque()
+        self.sizes: deque[tuple[int, int]] = deque()
         self._goes_on: tuple[RandomState, int] | None = None
 
     def __len__(self) -> int:
@@ -71,7 +72,7 @@ class Shares(Sampler[list[int]]):
         self.sizes.clear()
         for indices in self._all():
             own = indices[distributed.rank() :: distributed.world_size()]
-            self.sizes.append(len(own))
+            self.sizes.append((len(own), len(indices)))
             yield own or indices[:1]
 
     def _all(self) -> Iterator[list[int]]:
@@ -97,6 +98,7 @@ class SharedLoader(DataLoader[Any]):
     Attributes:
         whole: The loader.
         filler: Whether the batch that was yielded last holds no image of this process.
+        size: Images of all processes in that batch.
         after: State of the random numbers of a run that goes on: what they were when it stopped; None otherwise.
 
     Raises:
@@ -111,7 +113,7 @@ class SharedLoader(DataLoader[Any]):
             )
         shares = Shares(loader.batch_sampler)
         super().__init__(loader.dataset, batch_sampler=shares, **_options(loader, loader.persistent_workers))
-        self.whole, self.filler = loader, False
+        self.whole, self.filler, self.size = loader, False, 0
         self.after: RandomState | None = None
         self._shares, self._taken = shares, 0
         self._loaded: dict[str, Any] | None = None
@@ -139,7 +141,8 @@ class SharedLoader(DataLoader[Any]):
         """Yield batches and count them."""
         for batch in batches:
             self._taken += 1
-            self.filler = self._shares.sizes.popleft() == 0
+            own, self.size = self._shares.sizes.popleft()
+            self.filler = own == 0
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from anomalib_msacl.backbone.card import CardFacts, model_card
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.tensors import StateDict, copy_of
-from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints
+from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints, tell_stopped
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, step_name
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
 from anomalib_msacl.pretraining.preparation import check_trainer
+from anomalib_msacl.pretraining.progress import show_stage, whole_bar
 from anomalib_msacl.pretraining.questions import Score, draw_questions
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.pretraining.torch_model import MsaclTerms
@@ -137,20 +138,23 @@ def pretrain(
     run = Pretraining(encoder, provenance, recipe)
     trainer = trainer or make_trainer(recipe)
     check_trainer(trainer, recipe)
-    with isolate_rng():
+    with isolate_rng(), whole_bar(trainer):
         torch.manual_seed(distributed.seed_of_process(recipe.seed))
         if recipe.max_steps or recipe.whitening.alone:
             run.to(trainer.strategy.root_device)
             begun = checkpoints.read() if checkpoints else None
             if begun:
                 run.go_on(begun)
+            show_stage(trainer, "first candidate")
             run.ask(images, held_out)
             if not begun:
+                show_stage(trainer, "whitening")
                 run.whiten(images)
             if not recipe.whitening.alone:
                 run.run_frozen_stages_apart()
                 run.fix_centres(images)
                 run.train(images, trainer, checkpoints)  # every so often the average with the start is a candidate
+            show_stage(trainer, "choice")
             run.choose()
             run.realign(images)
     return run.result()
@@ -258,7 +262,11 @@ class Pretraining:
             checkpoints.state = self.state_dict
             path = checkpoints.path if checkpoints.resumed else None
         module = PretrainingModule(*parts)
-        trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True)
+        try:
+            trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True)
+        except SystemExit as stopped:  # by a signal: Lightning has ended the training, after SIGTERM with status 0
+            tell_stopped(stopped, trainer.global_step, checkpoints)
+            raise
         self.to(trainer.strategy.root_device)  # Lightning moves a trained module back to the CPU
 
     def is_due(self, step: int, total: float) -> bool:

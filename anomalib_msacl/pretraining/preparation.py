@@ -15,13 +15,13 @@ from torchvision.transforms.v2 import Compose
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Backbone, Encoder, Provenance
-from anomalib_msacl.backbone.checks import for_each_channel
+from anomalib_msacl.backbone.checks import check_normalisation, for_each_channel
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.compat import allow_unused_parameters
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions import MINIMUM_SIDE
 from anomalib_msacl.pretraining.synthesis import Synthesis, SyntheticBatch
-from anomalib_msacl.pretraining.torch_model import MsaclTerms
+from anomalib_msacl.pretraining.torch_model import MsaclTerms, TermValues
 from anomalib_msacl.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -49,10 +49,12 @@ def encoder_for(
         The encoder, and the record with this normalisation and size.
 
     Raises:
-        InputError: If a layer does not exist.
+        InputError: If a layer does not exist, or nothing can be normalised so.
     """
     model, provenance = backbone
-    mean, std = for_each_channel(mean or provenance.mean), for_each_channel(std or provenance.std)
+    mean, std = (saved if own is None else own for own, saved in ((mean, provenance.mean), (std, provenance.std)))
+    check_normalisation(mean, std)
+    mean, std = for_each_channel(mean), for_each_channel(std)
     encoder = Encoder(model, layers, mean, std, recipe.freeze.stride, not recipe.freeze.batch_norm)
     unknown = set(provenance.layers) - {stage["module"] for stage in encoder.stages}
     if unknown:
@@ -88,24 +90,31 @@ def check_trainable(encoder: Encoder, recipe: Recipe, architecture: str, size: S
         )
     if not recipe.max_steps:
         return
-    image = torch.zeros(1, 3, *size)
-    classes = torch.zeros(1, dtype=torch.long)
-    batch = SyntheticBatch(image, image[:, :1], classes, classes)
     with torch.enable_grad(), evaluating(encoder), torch.random.fork_rng(devices=[]):
         try:  # whether a gradient would reach a weight is the question
-            found = MsaclTerms(encoder, recipe)(encoder, batch)
+            found, pooled = _one_step(encoder, recipe, size)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"the backbone {architecture!r} cannot take images of {size[0]} x {size[1]} pixels "
                 f"({str(error).splitlines()[0]}); set the size that it was built for, or name another backbone."
             ) from error
     dense = recipe.loss.dense > 0 and any(layer.requires_grad for layer in found.maps)
-    if not dense and not any(value.requires_grad for name, value in found.values.items() if name != "dense"):
+    if not dense and not (pooled and found.values.keys() - {"dense"}):
         raise InputError(
             f"nothing would be trained: with freeze.stride {recipe.freeze.stride} and layers "
             f"{', '.join(encoder.layers)} no term of the recipe reaches a weight; lower freeze.stride, name deeper "
             "layers or switch a term on."
         )
+
+
+def _one_step(encoder: Encoder, recipe: Recipe, size: Sequence[int]) -> tuple[TermValues, bool]:
+    """Return the terms of a black image, and whether pooled features depend on a weight that is trained."""
+    image = torch.zeros(1, 3, *size)
+    classes = torch.zeros(1, dtype=torch.long)
+    batch = SyntheticBatch(image, image[:, :1], classes, classes)
+    found = MsaclTerms(encoder, recipe)(encoder, batch)
+    features = encoder(image)[1] if recipe.loss.uses_pooled_features or recipe.loss.position else None
+    return found, features is not None and features.requires_grad
 
 
 def check_devices(trainer: Trainer, recipe: Recipe) -> None:

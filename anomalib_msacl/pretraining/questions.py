@@ -16,6 +16,7 @@ from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
+from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.losses import cells
 from anomalib_msacl.pretraining.patches import patch_features
@@ -203,6 +204,11 @@ def draw_questions(images: NormalImages, held_out: NormalImages | None, recipe: 
     def draw() -> bool:
         bank = images.collect(recipe.choice.images)
         others = None if held_out is None else held_out.collect(recipe.choice.images)
+        if bank is not None and others is not None and bank.shape[-2:] != others.shape[-2:]:
+            sizes = [" x ".join(map(str, images.shape[-2:])) for images in (bank, others)]
+            raise InputError(
+                f"training images have {sizes[0]} pixels and held-out ones {sizes[1]}; resize one of them."
+            )
         if bank is not None and others is not None:
             drawn.append(Questions(bank, others, recipe))
         return bool(drawn)

@@ -80,6 +80,8 @@ def write_lesion_sheet(folder: str | Path, out: str | Path, size: int = 128, see
     Raises:
         InputError: As :func:`lesion_sheet`, and if the file cannot be written.
     """
+    if not 0 <= seed < 2**63:
+        raise InputError(f"the seed of the sheet is {seed}: set it from 0 to {2**63 - 1}.")
     sheet, path = lesion_sheet(folder, size=size, seed=seed), Path(out)
     try:
         sheet.save(path)

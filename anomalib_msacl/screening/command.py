@@ -74,7 +74,7 @@ def run_screening(
     sources, others = find_sources(images, out)
     output, summary = Output(Path(out)), Summary()
     with output.locked():
-        scorer = load_scorer(model, workers, cores, model_class)
+        scorer = load_scorer(model, workers, cores, model_class, maps != "none")
         screening = Screening(scorer, FileReader.of(scorer.bundle), output, maps, dicom)
         done = output.begin(scorer.bundle.version, resume, summary.add)
         left = [source for source in sources if str(source.path) not in done.finished]

@@ -11,6 +11,7 @@ import numpy as np
 from anomalib_msacl.errors import InputError, first_line
 from anomalib_msacl.medical.image import Array
 from anomalib_msacl.screening.bundle import CHANNELS, Bundle, read_bundle
+from anomalib_msacl.screening.lighter import lighten
 from anomalib_msacl.screening.scorer import Scored
 from anomalib_msacl.screening.signal_stack import kept_signal_stack
 
@@ -28,12 +29,13 @@ class OpenVINOScorer:
         path: ``model.xml`` or ``model.onnx``, with its bundle beside it.
         workers: Number of threads that call it.
         threads: Number of cores that it may use.
+        maps: Whether anomaly maps are wanted.
 
     Raises:
         InputError: If OpenVINO is not installed, the model cannot be read, or its bundle does not match.
     """
 
-    def __init__(self, path: Path, workers: int, threads: int) -> None:
+    def __init__(self, path: Path, workers: int, threads: int, maps: bool = True) -> None:
         try:
             import openvino  # noqa: PLC0415
         except ImportError as error:
@@ -46,6 +48,7 @@ class OpenVINOScorer:
         except RuntimeError as error:
             raise InputError(f"{path} cannot be read as a model ({first_line(error)}): export it again") from error
         _check_shapes(network, path)
+        lighten(network, maps)
         self._raw = _add_raw_output(network)
         self._has_map = any("anomaly_map" in output.names for output in network.outputs)
         config = {

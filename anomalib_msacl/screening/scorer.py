@@ -40,7 +40,9 @@ class Scorer(Protocol):
         ...
 
 
-def load_scorer(model: str | Path, workers: int, threads: int, model_class: str | None = None) -> Scorer:
+def load_scorer(
+    model: str | Path, workers: int, threads: int, model_class: str | None = None, maps: bool = True
+) -> Scorer:
     """Make a model ready.
 
     Args:
@@ -48,6 +50,7 @@ def load_scorer(model: str | Path, workers: int, threads: int, model_class: str 
         workers: Number of threads that will call it.
         threads: Number of cores that it may use.
         model_class: Class of a checkpoint's model, where its settings do not tell.
+        maps: Whether anomaly maps are wanted.
 
     Returns:
         The model.
@@ -64,7 +67,7 @@ def load_scorer(model: str | Path, workers: int, threads: int, model_class: str 
         raise InputError(f"model_class is for checkpoints, but {path} is an exported model: leave it out")
     from anomalib_msacl.screening.openvino_scorer import OpenVINOScorer  # noqa: PLC0415
 
-    return OpenVINOScorer(path, workers, threads)
+    return OpenVINOScorer(path, workers, threads, maps)
 
 
 def find_model(path: Path) -> Path:

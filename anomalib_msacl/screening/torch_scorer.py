@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any, cast
 import anomalib.models  # noqa: F401  # all models, whose settings are compared
 import torch
 from anomalib.models.components import AnomalibModule
-from anomalib.utils.serialization import anomalib_safe_globals
 
-from anomalib_msacl.data.inspection import brief
+from anomalib_msacl.checkpoints import read_checkpoint, restored
 from anomalib_msacl.detectors.igd import Igd  # noqa: F401  # one of them
 from anomalib_msacl.detectors.msacl import Msacl  # noqa: F401  # another
-from anomalib_msacl.errors import InputError, first_line
+from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.image import Array
 from anomalib_msacl.screening.describe import Record, describe
 from anomalib_msacl.screening.scorer import Scored
@@ -38,17 +36,9 @@ class TorchScorer:
     """
 
     def __init__(self, path: Path, threads: int, model_class: str | None = None) -> None:
-        checkpoint = _read(path)
+        checkpoint = read_checkpoint(path, _subclasses(AnomalibModule))
         kind = _class_of(path, checkpoint, model_class)
-        try:
-            model = kind.load_from_checkpoint(path, map_location="cpu")
-        except InputError:
-            raise
-        except Exception as error:  # constructors and state dicts fail in many ways
-            raise InputError(
-                f"{path} is no checkpoint of {kind.__name__} that this anomalib can load ({first_line(error)}): name "
-                "its class by --model_class, or use the anomalib that trained it"
-            ) from error
+        model = restored(kind, path, checkpoint, "--model_class")
         self.bundle = describe(model, Record.of_checkpoint(checkpoint))
         self.bundle.image.known()
         self._model = model.eval()
@@ -67,21 +57,6 @@ class TorchScorer:
         raw = given.pred_score if given.pred_score is not None else given.anomaly_map.amax(dim=(-2, -1))
         plane = None if found.anomaly_map is None else found.anomaly_map.squeeze().float().numpy()
         return Scored(raw.item(), found.pred_score.item(), bool(found.pred_label.item()), plane)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without running what is in it."""
-    kinds = [part for model in _subclasses(AnomalibModule) for part in model.checkpoint_safe_globals()]
-    try:
-        with anomalib_safe_globals(extra=kinds):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"{path} cannot be read as a checkpoint ({brief(error)}): name a checkpoint of anomalib"
-        ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise InputError(f"{path} is no checkpoint of Lightning: name one that anomalib has written")
-    return content
 
 
 def _class_of(path: Path, checkpoint: dict[str, Any], name: str | None) -> type[AnomalibModule]:

@@ -6,21 +6,27 @@ import logging
 import math
 from typing import Any, cast
 
-from anomalib import LearningType
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import LabelName
-from anomalib.models.components import AnomalibModule, MemoryBankMixin
-from anomalib.post_processing import MEBinPostProcessor, PostProcessor
+from anomalib.models.components import MemoryBankMixin
+from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from anomalib_msacl.data.held_out import HeldOut, hold_out
+from anomalib_msacl.data.held_out import Fold, HeldOut, hold_out, split_into_folds
 from anomalib_msacl.data.samples import patients_of
 from anomalib_msacl.data.validation import MedMixValidation
 from anomalib_msacl.errors import InputError, show_in_one_line
 from anomalib_msacl.metrics import patients_by_batch
 from anomalib_msacl.thresholds.conformal import conformal_rank, images_needed, shift
+from anomalib_msacl.thresholds.folds import scores_of_folds
+from anomalib_msacl.thresholds.requirements import (
+    check_folds,
+    check_number,
+    check_post_processor,
+    do_without_validation,
+    is_never_fitted,
+)
 from anomalib_msacl.thresholds.scoring import held_out_scores, raw_scores, set_threshold
 
 logger = logging.getLogger(__name__)
@@ -29,7 +35,7 @@ SCORES = "anomalib_msacl_normals"
 """Entry of a checkpoint: the scores that its thresholds come from, by ``image`` and ``pixel``."""
 PROMISE = "anomalib_msacl_promise"
 """Entry of a checkpoint: what :func:`promise_record` returns."""
-_MOST = 0.5  # part of the training images that may be advised to hold out
+_FEWEST_FOLDS = 2
 
 
 class NormalsThreshold(Callback):
@@ -54,6 +60,10 @@ class NormalsThreshold(Callback):
         ratio: Part of the training images, or of their patients where they are known, that is held out, between 0
             and 1.
         seed: Decides which are held out.
+        folds: Where there are too few images to hold some out: fit as many copies of the detector, each without one
+            part of the images, and take the scores of the parts; nothing is held out then, and ``ratio`` does not
+            count. As many folds as images leave one out at a time. The promise is no guarantee then: the detector
+            differs from the copies, and a pre-training or a choice of weights has seen all images.
         shift_level: The callback warns where the scores of normal test images differ from those held out so much that
             it would happen with a probability below this by chance; 0 never warns.
 
@@ -69,12 +79,19 @@ class NormalsThreshold(Callback):
         ratio: float = 0.2,
         seed: int = 0,
         shift_level: float = 0.01,
+        folds: int | None = None,
     ) -> None:
         for name, value in (("specificity", specificity), ("confidence", confidence), ("ratio", ratio)):
             if value is not None and not 0 < value < 1:
                 raise InputError(f"NormalsThreshold: {name} is {value}: set it between 0 and 1, both excluded")
         if not 0 <= shift_level < 1:
             raise InputError(f"NormalsThreshold: shift_level is {shift_level}: set it to 0 or above, and below 1")
+        if folds is not None and (folds < _FEWEST_FOLDS or confidence is not None):
+            raise InputError(
+                f"NormalsThreshold: folds is {folds} and confidence {confidence}: set folds to {_FEWEST_FOLDS} "
+                "or more, and confidence to null, for scores of several fits can promise a mean only"
+            )
+        self.folds = folds
         self.specificity = specificity
         self.confidence = confidence
         self.ratio = ratio
@@ -84,6 +101,7 @@ class NormalsThreshold(Callback):
         self.calibration: dict[str, list[float]] = {}
         """Raw scores of the held-out units, ascending, by ``image`` and ``pixel``; empty before the fit."""
         self._held_out: HeldOut | None = None
+        self._folds: list[Fold] = []
         self._datamodule: AnomalibDataModule | None = None
         self._stale = True
         self._incoming: list[tuple[str, float, int | None]] = []
@@ -98,13 +116,19 @@ class NormalsThreshold(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hold images out, before the model, a pre-training or a validation split looks at the data."""
-        if stage == "fit" or (stage == "validate" and _is_never_fitted(pl_module)):
-            _check_post_processor(pl_module)
+        if stage == "fit" or (stage == "validate" and is_never_fitted(pl_module)):
+            check_post_processor(pl_module)
             self._hold_out(trainer)
             callbacks = cast("Any", trainer).callbacks
             made_later = any(isinstance(callback, MedMixValidation) for callback in callbacks)
             if not made_later and not hasattr(cast("Any", trainer).datamodule, "val_data"):
-                _do_without_validation(trainer, pl_module)
+                do_without_validation(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit the copies of folds, once the model has its weights; scores of a checkpoint that goes on are kept."""
+        if self._folds and not self.calibration:
+            datamodule = cast("AnomalibDataModule", self._datamodule)
+            self.calibration = scores_of_folds(trainer, pl_module, datamodule, self._folds)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let a command line end in one sentence instead of a traceback where the input is at fault."""
@@ -123,9 +147,14 @@ class NormalsThreshold(Callback):
             return
         self._stale = True
         self._datamodule, self.calibration = datamodule, {}
+        if self.folds is not None:
+            check_folds(trainer)
+            self._folds = split_into_folds(datamodule.train_data, self.folds, self.seed)
+            check_number(None, sum(fold.held_out.number for fold in self._folds), self.specificity, None)
+            return
         total = patients_of(datamodule.train_data.samples).nunique()
         train, held_out = hold_out(datamodule.train_data, self.ratio, self.seed)
-        self._check_number(held_out, total)
+        check_number(held_out, total, self.specificity, self.confidence)
         datamodule.train_data, self._held_out = train, held_out
         logger.info(
             "NormalsThreshold: %d normal images (%d %s) are held out, %d are left for training.",
@@ -138,19 +167,6 @@ class NormalsThreshold(Callback):
             return False
         held_out = set(self._held_out.images.samples["image_path"])
         return held_out.isdisjoint(datamodule.train_data.samples["image_path"])
-
-    def _check_number(self, held_out: HeldOut, total: int) -> None:
-        """Raise :class:`InputError` where too few are held out for the promise."""
-        if held_out.number >= self.needed:
-            return
-        sure = "" if self.confidence is None else f" with a confidence of {self.confidence:g}"
-        ratio = math.ceil(100 * self.needed / max(1, total)) / 100
-        enough = f"raise ratio to {ratio:g} or more, " if ratio <= _MOST else ""
-        raise InputError(
-            f"NormalsThreshold: {held_out.number} of {total} normal {held_out.noun} are held out, but a specificity of "
-            f"{self.specificity:g}{sure} needs {self.needed}: {enough}add normal images, or lower the specificity"
-            f"{'' if self.confidence is None else ' or the confidence'}"
-        )
 
     # ------------------------------------------------------------------------------------------ scores to thresholds
 
@@ -168,7 +184,7 @@ class NormalsThreshold(Callback):
         """Set the thresholds after anomalib has, and before a checkpoint is saved."""
         if not trainer.sanity_checking:
             self._apply(trainer, pl_module)
-        if self._held_out is not None and _is_never_fitted(pl_module):
+        if self._held_out is not None and is_never_fitted(pl_module):
             self._tell(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -211,11 +227,20 @@ class NormalsThreshold(Callback):
         Raises:
             InputError: If there are no scores yet.
         """
-        held_out, number = self._held_out, len(next(iter(self.calibration.values()), []))
+        held_out = self._folds[0].held_out if self._folds else self._held_out
+        number = len(next(iter(self.calibration.values()), []))
         rank = conformal_rank(number, 1 - self.specificity, self.confidence)
         named = held_out is not None and held_out.named
         noun = "patients" if named else "images"
         unit = ", each with the largest of his images" if named else ""
+        if self._folds:
+            return (
+                f"the thresholds are the scores of rank {rank} of {number} normal training {noun}{unit}, scored by "
+                f"{len(self._folds)} fits that had not seen them; about {100 * (1 - self.specificity):.4g} % of new "
+                f"normal {noun} should be called abnormal, and at most as many have a pixel marked, which is no "
+                "guarantee, for this detector was fitted on all of them, and nothing is said about images of another "
+                "origin, nor about how many lesions are found."
+            )
         how = "on average over such draws of images"
         if self.confidence is not None:
             how = f"with a probability of {100 * self.confidence:g} % over such draws of images"
@@ -230,9 +255,9 @@ class NormalsThreshold(Callback):
         """Score the held-out images where the model may have changed, and set the thresholds."""
         if not self._stale:
             return
+        if (self._held_out is not None or self._folds) and not _is_fitted(pl_module):
+            return
         if self._held_out is not None:
-            if not _is_fitted(pl_module):
-                return
             datamodule = cast("AnomalibDataModule", self._datamodule)
             self.calibration = held_out_scores(trainer, pl_module, datamodule, self._held_out)
         if not self.calibration:
@@ -300,15 +325,9 @@ class NormalsThreshold(Callback):
 
 def promise_record(callback: NormalsThreshold) -> dict[str, Any]:
     """Return the promise, whether it is about patients, and the level of a shift, as plain data for exports."""
-    held_out = callback._held_out  # noqa: SLF001  # in its own module
+    held_out = callback._folds[0].held_out if callback._folds else callback._held_out  # noqa: SLF001  # in its own module
     patients = held_out is not None and held_out.named
     return {"promise": callback.promise(), "patients": patients, "level": callback.shift_level}
-
-
-def _is_never_fitted(pl_module: LightningModule) -> bool:
-    """Whether anomalib only validates such a model."""
-    kinds = {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}
-    return isinstance(pl_module, AnomalibModule) and pl_module.learning_type in kinds
 
 
 def _is_fitted(pl_module: LightningModule) -> bool:
@@ -316,39 +335,3 @@ def _is_fitted(pl_module: LightningModule) -> bool:
     if isinstance(pl_module, MemoryBankMixin):
         return bool(pl_module.get_buffer("_is_fitted"))
     return bool(getattr(getattr(pl_module.model, "memory_bank", None), "fitted", True))
-
-
-def _check_post_processor(pl_module: LightningModule) -> None:
-    """Raise :class:`InputError` where the post-processor would not use the thresholds as they are."""
-    post = getattr(pl_module, "post_processor", None)
-    if not isinstance(post, PostProcessor) or isinstance(post, MEBinPostProcessor):
-        raise InputError(
-            f"NormalsThreshold sets the thresholds of anomalib's PostProcessor, but the model has "
-            f"{type(post).__name__}, which has no such thresholds: leave post_processor at its default"
-        )
-    wanted = {"image_sensitivity": 0.5, "pixel_sensitivity": 0.5}
-    wanted |= {"enable_normalization": True, "enable_thresholding": True}  # without the first, 0.5 is the threshold
-    for name, value in wanted.items():
-        if getattr(post, name) != value:
-            raise InputError(
-                f"NormalsThreshold: the post-processor's {name} is {getattr(post, name)}, which would move or ignore "
-                f"the threshold: set it to {value}"
-            )
-
-
-def _do_without_validation(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Let a trainer fit although there is no validation set, which anomalib asks for."""
-    if _is_never_fitted(pl_module):
-        raise InputError(
-            f"NormalsThreshold: {type(pl_module).__name__} is never fitted, only validated, but there are no "
-            "validation images: give the datamodule some by its val_split_mode, for example from_train"
-        )
-    callbacks = cast("Any", trainer).callbacks
-    if any(isinstance(callback, ModelCheckpoint) and callback.save_weights_only for callback in callbacks):
-        raise InputError(
-            "NormalsThreshold: a ModelCheckpoint with save_weights_only saves its file before there are thresholds, "
-            "because there is no validation set: set save_weights_only to false, or give the datamodule one by its "
-            "val_split_mode"
-        )
-    trainer.limit_val_batches = 0
-    logger.info("NormalsThreshold: there are no validation images, so nothing is validated.")

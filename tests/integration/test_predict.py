@@ -20,11 +20,12 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_msacl.checkpoints import restored
+from anomalib_msacl.checkpoints import read_checkpoint, restored
 from anomalib_msacl.cli import main
 from anomalib_msacl.data import MedicalFolder
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.scores import COLUMNS, ScoresCsv, rows
+from anomalib_msacl.screening.torch_scorer import TorchScorer
 from tests.medical_files import tissue, write_dicom
 
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
@@ -171,26 +172,39 @@ def save(model: Any, path: Path) -> Path:
 
 
 def test_a_model_comes_back_with_the_size_and_settings_of_its_checkpoint(checkpoint: Path) -> None:
-    given = models.Patchflow(backbone="test_resnet", pre_trained=False, num_scales=1, visualizer=False)
-    found = restored(given, checkpoint).eval()
-    assert found.visualizer is None
+    kind = models.Patchflow
+    found = restored(kind, checkpoint, read_checkpoint(checkpoint, [kind]), "--model").eval()
     assert found.input_size == (64, 64)
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(found.model(images).anomaly_map, patchflow().model(images).anomaly_map)
 
 
+def test_screening_takes_a_network_of_the_size_of_its_checkpoint(tmp_path: Path) -> None:
+    model = patchflow()
+    for name, value in {"_image_threshold": 0.2, "image_min": 0.0, "image_max": 1.0}.items():
+        getattr(model.post_processor, name).fill_(value)
+    scorer = TorchScorer(save(model, tmp_path / "model.ckpt"), threads=1)
+    image = torch.rand(3, 64, 64)
+    with torch.no_grad():
+        assert (
+            scorer.score(image.numpy()).raw == model.model(model.pre_processor.transform(image[None])).pred_score.item()
+        )
+
+
 def test_checkpoints_that_do_not_fit_are_told(checkpoint: Path, tmp_path: Path, root: Path) -> None:
-    other = models.Padim(backbone="test_resnet", layers=["layer2"], pre_trained=False, n_features=10)
-    with pytest.raises(InputError, match=r"model\.ckpt is no checkpoint of Padim .*--model the class that was trained"):
-        restored(other, checkpoint)
+    content = read_checkpoint(checkpoint, [models.Patchflow])
+    with pytest.raises(
+        InputError, match=r"model\.ckpt is no checkpoint of Padim .*the class that was trained by --mod"
+    ):
+        restored(models.Padim, checkpoint, content, "--model")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "plain.pt")
     picture = next((root / "png").rglob("*.png"))
     for path, said in ((picture, "is no checkpoint: name"), (tmp_path / "gone", r"cannot be read \(No such file")):
         with pytest.raises(InputError, match=said):
-            restored(other, path)
+            read_checkpoint(path, [models.Padim])
     with pytest.raises(InputError, match="no checkpoint of Lightning"):
-        restored(other, tmp_path / "plain.pt")
+        read_checkpoint(tmp_path / "plain.pt", [models.Padim])
 
 
 def test_scores_that_cannot_be_written_are_told(tmp_path: Path) -> None:

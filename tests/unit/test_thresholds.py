@@ -365,7 +365,9 @@ def test_yaml_can_name_it():
 
 def test_too_few_images_are_refused_before_the_fit(phantom_root, make_padim, make_engine):
     engine = make_engine(callbacks=[NormalsThreshold()])
-    with pytest.raises(InputError, match=r"4 of 20 normal images are held out, .*0.95 needs 19: add normal images, or"):
+    with pytest.raises(
+        InputError, match=r"4 of 20 normal images are held out, .*0.95 needs 19: set folds to 10 .*, add"
+    ):
         engine.fit(make_padim(), datamodule=phantom(phantom_root, val_split_mode="none"))
     engine = make_engine(callbacks=[NormalsThreshold(specificity=0.9)])
     with pytest.raises(InputError, match=r"0.9 needs 9: raise ratio to 0.45 or more"):

@@ -78,7 +78,7 @@ def test_a_cache_is_used_again_and_tells_settings_apart(data, tmp_path, monkeypa
     first = MedMixDataset(data.train_data, seed=1, cache=tmp_path)
     MedMixDataset(data.train_data, MedMix(radius=(0.1, 0.1)), seed=1, cache=tmp_path)
     MedMixDataset(data.train_data, seed=2, cache=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("medmix-*"))) == 3
     monkeypatch.setattr(MedMix, "synthesize", lambda *_: pytest.fail("drawn again"))
     again = MedMixDataset(data.train_data, seed=1, cache=tmp_path)
     assert again.folder == first.folder

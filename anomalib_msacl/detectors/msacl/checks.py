@@ -10,21 +10,24 @@ from lightning.pytorch import Trainer
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl import distributed
-from anomalib_msacl.backbone.folder import check_target
+from anomalib_msacl.backbone.folder import check_place
 from anomalib_msacl.data.checks import check_datamodule, check_validation, warn_of_shared_images
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.preparation import check_trainer, transform_parts
 from anomalib_msacl.recipe import Recipe
+
+_LARGEST_SIDE = 1 << 14
 
 
 def check_image_size(size: int) -> None:
     """Refuse a side of images that is none.
 
     Raises:
-        InputError: If it is not a whole number above 0.
+        InputError: If it is not a whole number above 0, or one that no memory holds.
     """
-    if not isinstance(size, int) or size < 1:
-        raise InputError(f"Msacl: image_size is {size!r}, but must be a number of pixels above 0.")
+    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _LARGEST_SIDE:
+        raise InputError(f"Msacl: image_size is {size!r}, but must be a number of pixels from 1 to {_LARGEST_SIDE}.")
 
 
 def refuse_normalize(pre_processor: Any) -> None:
@@ -51,12 +54,13 @@ def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
     Raises:
         InputError: If one of them cannot serve.
     """
+    each_message_once()
     check_trainer(trainer, recipe)
     if recipe.max_steps == 0 and trainer.max_steps < 1:
         raise InputError("recipe.max_steps is 0, so Msacl has nothing to train; set it above 0.")
     if recipe.whitening.alone:
         raise InputError("recipe.whitening.alone leaves Msacl nothing to train; use the callback MsaclPretraining.")
-    distributed.on_main(check_target, target)
+    distributed.on_main(check_place, target)
     datamodule = getattr(trainer, "datamodule", None)
     if isinstance(datamodule, AnomalibDataModule):
         distributed.on_main(check_datamodule, datamodule)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone.tensors import StateDict, copy_of
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.pretraining.images import NormalImages
+from anomalib_msacl.pretraining.loggers import tell_choice
+from anomalib_msacl.pretraining.pipeline import Pretrained
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.recipe import Recipe
 
@@ -40,6 +44,21 @@ def fit_detector(
     if not distributed.is_main():
         model.lesion_head.load_state_dict(learnt[0])
         model.memory_bank.load_state_dict(learnt[1])
+
+
+def save_chosen(trainer: Trainer, found: Pretrained, target: Path) -> None:
+    """Tell the loggers of the choice, and save the backbone; of several processes the first does it.
+
+    Args:
+        trainer: Has made the steps.
+        found: What came of them.
+        target: The folder that the weights go to.
+    """
+    data = getattr(trainer, "datamodule", None)
+    images = getattr(data, "train_data", None)
+    number = None if images is None else len(images)
+    tell_choice(trainer.loggers, found.candidates, found.kept, found.verdict, found.steps)
+    distributed.on_main(lambda: str(found.save(target, getattr(data, "name", "unknown"), number)))
 
 
 def with_held_out(images: Tensor, held_out: Tensor | None) -> tuple[Tensor, Tensor]:

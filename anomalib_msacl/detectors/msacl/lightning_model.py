@@ -15,6 +15,7 @@ from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_msacl import distributed
@@ -22,7 +23,7 @@ from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.compat import is_attached, set_max_steps
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_batches, training_images
 from anomalib_msacl.detectors.msacl.checks import check_fit, check_image_size, refuse_normalize
-from anomalib_msacl.detectors.msacl.fitting import fit_detector
+from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.pretraining.images import normal_of
 from anomalib_msacl.pretraining.lightning_model import (
@@ -186,6 +187,11 @@ class Msacl(AnomalibModule):
             self._finish()
             self.trainer.should_stop = True  # lets the last validation run when the steps end within an epoch
 
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Log a value, but no metric of a validation without a detector: one of several processes would wait for it."""
+        if not (isinstance(value, Metric) and self.trainer.validating and not self.model.memory_bank.fitted):
+            super().log(name, value, *args, **kwargs)
+
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:  # type: ignore[override]  # as in anomalib
         """Score the normal images of a batch and copies of them with lesions, the same in every epoch."""
         images = normal_of(batch)  # real lesions are not for choosing
@@ -200,10 +206,7 @@ class Msacl(AnomalibModule):
         """Save the backbone that was chosen; choose all the same when training was stopped early."""
         if not self._chosen:
             self._finish()
-        data = getattr(self.trainer, "datamodule", None)
-        images = getattr(data, "train_data", None)
-        found, number = self.run.result(), None if images is None else len(images)
-        distributed.on_main(lambda: str(found.save(self._target(), getattr(data, "name", "unknown"), number)))
+        save_chosen(self.trainer, self.run.result(), self._target())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""
