@@ -185,6 +185,20 @@ def report(run: str, out: str | None = None, before: bool = True) -> None:
         print(write_report(run, out, before))
 
 
+def demo(model: str | None = None, port: int = 7860, model_class: str | None = None) -> None:
+    """Serve a page to this computer: drop an image, see score, threshold and map.
+
+    Args:
+        model: A checkpoint (.ckpt), an exported model.xml, or the folder of an export.
+        port: Port of the page.
+        model_class: Class of a checkpoint's model, e.g. Patchcore, where its settings do not tell.
+    """
+    from anomalib_msacl.demo.page import show_page  # noqa: PLC0415
+
+    with _quiet():
+        show_page(model, port, model_class)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Let Lightning keep to warnings: a command that runs it many times would drown what it says itself."""
@@ -202,6 +216,9 @@ def _quiet() -> Iterator[None]:
 # Words of a command that take none, or several.
 _WORDS: dict[str, dict[str, dict[str, str]]] = {
     "configs": {"name": {"nargs": "?", "help": "A configuration, e.g. msacl_patchcore; all of them if left out."}},
+    "demo": {
+        "model": {"nargs": "?", "help": "A checkpoint or an export; a small model fitted on phantoms if left out."}
+    },
     "screen": {
         "model": {"help": "A checkpoint (.ckpt), an exported model.xml, or the folder of an export."},
         "images": {"nargs": "+", "help": "Files, and folders: PNG, JPEG, TIFF, DICOM of any name, NIfTI."},
@@ -215,6 +232,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "report": report,
     "screen": screen,
+    "demo": demo,
 }
 
 

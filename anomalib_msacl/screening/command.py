@@ -11,8 +11,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.medical.reading import Reading
-from anomalib_msacl.screening.bundle import Bundle
 from anomalib_msacl.screening.files import FileReader
 from anomalib_msacl.screening.output import Output
 from anomalib_msacl.screening.runner import Maps, Screening, in_order
@@ -69,7 +67,7 @@ def run_screening(
     """
     if maps not in ("all", "abnormal", "none"):
         raise InputError(f"maps is {maps}: set it to all, abnormal or none")
-    cores = _cores()
+    cores = usable_cores()
     workers = cores if workers is None else workers
     if workers < 1:
         raise InputError(f"workers is {workers}: set it to 1 or more")
@@ -77,7 +75,7 @@ def run_screening(
     output, summary = Output(Path(out)), Summary()
     with output.locked():
         scorer = load_scorer(model, workers, cores, model_class, maps != "none")
-        screening = Screening(scorer, FileReader(_reading(scorer.bundle)), output, maps, dicom)
+        screening = Screening(scorer, FileReader.of(scorer.bundle), output, maps, dicom)
         done = output.begin(scorer.bundle.version, resume, summary.add)
         left = [source for source in sources if str(source.path) not in done.finished]
         table = output.open_table()
@@ -113,11 +111,6 @@ def print_result(result: Result) -> None:
         sys.exit(1)
 
 
-def _reading(bundle: Bundle) -> Reading | None:
-    """Return how the training read its files."""
-    return None if bundle.reading is None else Reading.from_dict(bundle.reading)
-
-
-def _cores() -> int:
+def usable_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

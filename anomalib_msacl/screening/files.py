@@ -17,6 +17,7 @@ from anomalib_msacl.medical.nifti import nifti_shape
 from anomalib_msacl.medical.patients import Patients
 from anomalib_msacl.medical.reader import frames_of
 from anomalib_msacl.medical.reading import Reading
+from anomalib_msacl.screening.bundle import Bundle
 from anomalib_msacl.screening.sources import Source
 
 MOST_PIXELS = 2**26  # of an image: 8192 x 8192, about 1 GB of memory while it is read
@@ -34,6 +35,11 @@ class FileReader:
         self.known = reading is not None
         self.reading = reading or Reading()
         self._patients = Patients(self.reading.patient_pattern, self.reading.patient_tag or None)
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> FileReader:
+        """Return the reader that a model was trained with."""
+        return cls(None if bundle.reading is None else Reading.from_dict(bundle.reading))
 
     def frames(self, path: Path) -> list[int | None]:
         """Return the indices of the slices or frames of a file; None alone for a file of one image.

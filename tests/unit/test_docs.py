@@ -221,7 +221,7 @@ def test_the_reports_for_anomalib_still_hold(
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "upstream.md").read_text(encoding="utf-8")
     found = re.findall(r"^```python\n((?:(?!```).)*)```\n\n```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert len(found) == 9
+    assert len(found) == 10
     for block, expected in found:
         run(block)
         assert capsys.readouterr().out == expected, block
