@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import openvino
@@ -28,6 +28,7 @@ from anomalib_msacl import Msacl, MsaclPretraining
 from anomalib_msacl.cli import main
 from anomalib_msacl.export import antialiased_exports
 from anomalib_msacl.medical.reader import ImageReader
+from anomalib_msacl.screening.scorer import load_scorer
 from tests.conftest import make_recipe
 
 BACKBONE, LAYERS = "tf_efficientnet_lite0", ["blocks.2", "blocks.4"]
@@ -37,7 +38,7 @@ MODELS = ("Patchcore", "Padim", "Msacl")
 # Models whose plain export to OpenVINO by anomalib is looked at, too.
 PLAIN = os.environ.get("PARITY_PLAIN", "").split(",")
 # Largest difference of a score, and of a pixel of a map, to `Engine.predict`; both lie in [0, 1].
-BOUNDS = {"torch": 1e-5, "fp32": 1e-3, "fp16": 3e-2}
+BOUNDS = {"torch": 1e-5, "fp32": 1e-3, "screen": 1e-3, "fp16": 3e-2}
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,13 @@ def with_openvino(file: Path, paths: list[Path]) -> list[Finding]:
     return [of_batch(inferencer.predict(path)) for path in paths]
 
 
+def with_screening(file: Path, paths: list[Path]) -> list[Finding]:
+    """What ``anomalib-msacl screen`` says, which makes networks lighter before it runs them."""
+    scorer = load_scorer(file, workers=1, threads=2)
+    found = [scorer.score(read_image(path, as_tensor=True).numpy()) for path in paths]
+    return [Finding(each.score, each.abnormal, cast("Any", each.map)) for each in found]
+
+
 @torch.inference_mode()
 def with_torch(file: Path, paths: list[Path]) -> list[Finding]:
     model = torch.load(file, weights_only=False)["model"].eval()
@@ -190,6 +198,7 @@ def examine(name: str, root: Path, work: Path) -> dict[str, dict[Path, Finding]]
     if name in PLAIN:
         files["plain"] = engine.export(model, "openvino", work / "plain", ckpt_path=checkpoint)
     rows = {kind: with_openvino(file, paths) for kind, file in files.items()}
+    rows["screen"] = with_screening(files["fp32"], paths)
     rows["torch"] = with_torch(torch_file, paths)
     if name == "Padim" and "plain" not in files:  # anomalib's export to torch resizes as all its exports do
         rows["plain"] = with_torch(engine.export(model, "torch", work / "plain", ckpt_path=checkpoint), paths)
@@ -212,7 +221,7 @@ def print_rows(name: str, found: dict[str, dict[Path, Finding]]) -> None:
     groups = sorted({path.name.split("_")[0] for path in found["expected"]})
     print("model, images: kind: score, map, labels")
     for group in groups:
-        for kind in [kind for kind in ("torch", "fp32", "fp16", "plain") if kind in found]:
+        for kind in [kind for kind in ("torch", "fp32", "screen", "fp16", "plain") if kind in found]:
             score, anomaly_map, labels, images = differences(found, kind, f"{group}_")
             print(f"{name}, {group}: {kind}: {score:.1e}, {anomaly_map:.1e}, {labels} of {images}")
 
