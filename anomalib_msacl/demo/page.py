@@ -19,7 +19,10 @@ _INTRODUCTION = """# What does the model say of an image?
 Drop an image: PNG, JPEG, TIFF, DICOM or NIfTI. Score and map are those of `anomalib-msacl screen`.
 This is no medical device. Images stay on this computer.
 """
-_PHANTOMS = "\nThe model was fitted on rendered phantoms, so it knows nothing but phantoms: try those below.\n"
+_PHANTOMS = """
+The model is a small PatchCore on ImageNet's features, fitted on rendered phantoms. It knows nothing else: try the
+phantoms below. Every second one has a lesion, and it misses faint ones.
+"""
 
 
 def show_page(model: str | None, port: int, model_class: str | None = None) -> None:
@@ -41,7 +44,7 @@ def show_page(model: str | None, port: int, model_class: str | None = None) -> N
     from anomalib_msacl.demo.phantom_model import fit_phantom_model  # noqa: PLC0415  # brings all models along
 
     with tempfile.TemporaryDirectory() as folder:
-        print("fits a small model on phantoms, which takes a minute or two", flush=True)
+        print("fits a small model on phantoms, which takes half a minute", flush=True)
         fitted = fit_phantom_model(Path(folder))
         _launch(gradio, build_page(Examiner(fitted.checkpoint), fitted.examples, _PHANTOMS), port)
 

@@ -1,9 +1,9 @@
 """Keep the stack that signals are handled on, which OpenVINO replaces.
 
-``compile_model`` of OpenVINO 2026.4.1 gives the calling thread another alternate signal stack (``sigaltstack``), and the
-compiled model brings back the one that it found when it is freed. Where several models are freed in another order than
-last in, first out, that one is gone by then. The next signal that Python handles, Ctrl-C say, or the end of a worker of
-a data loader, then kills the process with a segmentation fault. docs/upstream.md has a script.
+``compile_model`` of OpenVINO 2026.4.1 gives the calling thread another alternate signal stack (``sigaltstack``). When
+the compiled model is freed it brings back the one that it found, which is gone by then where several models are not
+freed last in, first out. The next signal that Python handles, Ctrl-C say, or the end of a worker of a data loader, then
+kills the process with a segmentation fault. docs/upstream.md has a script.
 """
 
 from __future__ import annotations
