@@ -72,7 +72,7 @@ def fit_phantom_model(folder: Path, images: int = 100, side: int = 128) -> Phant
         **quiet,
     )
     engine.fit(model, datamodule=data)
-    return PhantomModel(Path(str(engine.best_model_path)), _examples(Path(data.root)))
+    return PhantomModel(Path(str(engine.best_model_path)), _examples(Path(str(data.root))))
 
 
 def _examples(root: Path) -> tuple[Path, ...]:
