@@ -78,7 +78,7 @@ def build_page(examiner: Examiner, examples: Sequence[Path] = (), note: str = ""
                 verdict = gradio.Markdown("")
             image = gradio.Image(label="As the model reads it", type="pil", format="png", interactive=False)
             heat_map = gradio.Image(
-                label="Map: the brighter, the less normal; a line around what is above the threshold of pixels",
+                label="Map: brighter is less normal",
                 type="pil",
                 format="png",
                 interactive=False,
