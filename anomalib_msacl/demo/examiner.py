@@ -83,9 +83,7 @@ class Examiner:
         """Return the name of a slice or frame by its place."""
         frames = self._reader.frames(path)
         if not 0 <= index < len(frames):
-            raise InputError(
-                f"{path.name} has {len(frames)} slices or frames: set the number to 0 to {len(frames) - 1}"
-            )
+            raise InputError(f"{path.name} has no slice or frame {index}: set a number from 0 to {len(frames) - 1}")
         return frames[index]
 
     def _answer(self, image: Array, scored: Scored) -> Answer:
