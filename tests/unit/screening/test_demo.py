@@ -56,7 +56,7 @@ def test_a_frame_is_named_by_its_number(examiner: Examiner, tmp_path: Path) -> N
     path = write_dicom(tmp_path / "two.dcm", frames, PatientID="X", WindowCenter=1200, WindowWidth=600)
     first, second = (examiner.examine(path, index) for index in (0, 1))
     assert first.scored.score != second.scored.score
-    with pytest.raises(InputError, match=r"two\.dcm has 2 slices or frames: set the number to 0 to 1"):
+    with pytest.raises(InputError, match=r"two\.dcm has no slice or frame 2: set a number from 0 to 1"):
         examiner.examine(path, 2)
 
 
