@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from anomalib_msacl.backbone.folder import is_intact, remove_leftovers
 from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.data.checks import check_datamodule, check_validation
+from anomalib_msacl.data.looks import SEEN
 from anomalib_msacl.data.samples import content_of
 from anomalib_msacl.detectors.msacl import Msacl
 from anomalib_msacl.errors import InputError, show_in_one_line
@@ -113,7 +115,7 @@ class MsaclPretraining(Callback):
         """Check everything, find or make the weights, and put them into the model."""
         check_devices(trainer, self.recipe)
         target = find_backbone(model)
-        digests = distributed.on_main(check_datamodule, datamodule)
+        digests = distributed.on_main(partial(check_datamodule, datamodule, seen=self.root / SEEN))
         task = self._task(model, target)
         distributed.copy_from_main(task.encoder.backbone)
         if model.input_size:

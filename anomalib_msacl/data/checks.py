@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,8 @@ from anomalib.data.utils.synthetic import SyntheticAnomalyDataset
 from lightning.pytorch import Trainer
 
 from anomalib_msacl.data.depth import warn_of_lost_bits
-from anomalib_msacl.data.inspection import Inspection, check_usable, inspect_each, inspect_image
+from anomalib_msacl.data.inspection import Inspection, check_usable, inspect_each
+from anomalib_msacl.data.looks import look_at_images
 from anomalib_msacl.data.masks import check_masks, inspect_mask
 from anomalib_msacl.data.samples import inspected_files
 from anomalib_msacl.errors import InputError, name_some
@@ -30,6 +32,7 @@ def check_datamodule(
     datamodule: AnomalibDataModule,
     minimum_train_images: int = 4,
     minimum_side: int = 24,  # smaller ones hold lesions of a pixel, however far they are enlarged
+    seen: Path | None = None,
 ) -> dict[str, str]:
     """Check every image, and every mask of an abnormal image, of a datamodule that has been set up.
 
@@ -42,6 +45,8 @@ def check_datamodule(
         datamodule: The datamodule, after ``setup()``.
         minimum_train_images: Smallest number of training images accepted, at least 1.
         minimum_side: Smallest length of an image's shorter side accepted, in pixels.
+        seen: A file that keeps what was found in the images, by path, size and times, so that a later call reads only
+            those that are new or have changed; None keeps nothing.
 
     Returns:
         The training images: path of the image to the SHA-256 hex digest of the file's bytes, and of how they are
@@ -63,7 +68,7 @@ def check_datamodule(
 
     known = _known(datamodule)
     paths = [path for subset in _SUBSETS for path in image_paths(datamodule, subset) if path not in known]
-    looked_at = inspect_each(inspect_image, paths, _MAX_THREADS)
+    looked_at = look_at_images(paths, _MAX_THREADS, seen)
     found = known | looked_at
     check_usable({path: result.problem for path, result in found.items()})
     warn_of_lost_bits([path for path, result in found.items() if result.bits > 8])

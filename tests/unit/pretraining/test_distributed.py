@@ -23,6 +23,7 @@ from anomalib_msacl.pretraining.synthesis import Synthesis, SyntheticBatch
 from anomalib_msacl.pretraining.torch_model import MsaclTerms
 from anomalib_msacl.recipe import TERMS, Recipe
 from tests.conftest import make_recipe
+from tests.processes import METHOD, prepare_server
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 # Ten images, seven to a batch: shares are of unequal size, the last batch has three, and the centres end within one.
@@ -145,8 +146,8 @@ def one() -> dict[str, dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory, processes: int = 2) -> list[dict[str, dict[str, Tensor]]]:
     folder = tmp_path_factory.mktemp("processes")
-    method = "spawn" if torch.cuda.is_available() else "fork"  # which imports nothing anew
-    multiprocessing.start_processes(work, (processes, str(folder)), nprocs=processes, start_method=method)
+    prepare_server()
+    multiprocessing.start_processes(work, (processes, str(folder)), nprocs=processes, start_method=METHOD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
 
 

@@ -24,6 +24,7 @@ from anomalib_msacl.pretraining.choice import Choice
 from anomalib_msacl.pretraining.devices import joining_strategy
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
 from tests.conftest import make_recipe
+from tests.processes import METHOD, prepare_server
 
 RUN: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "accumulate": 1, "evaluations": 1, "centre_images": 4}
 RUN |= {"evaluation_images": 4, "position": 0.0, "whitening": 0.1}
@@ -60,12 +61,13 @@ def kill_in(fault: Fault) -> None:
     setattr(fault.place, fault.name, killed)
 
 
-def work(rank: int, root: str, group: str, fault: Fault | None) -> None:
+def work(rank: int, root: str, group: str, name: str) -> None:
     """Pre-train in one process of two and save, or write down what was said."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     place = Path(root)
     distributed.init_process_group("gloo", f"file://{place}/{group}", rank=rank, world_size=2, timeout=TIMEOUT)
+    fault = FAULTS.get(name)
     if fault is not None and fault.rank == rank:
         kill_in(fault)
     torch.manual_seed(5)
@@ -85,10 +87,11 @@ def work(rank: int, root: str, group: str, fault: Fault | None) -> None:
     os._exit(0)
 
 
-def both(root: Path, group: str, fault: Fault | None = None) -> list[int | None]:
+def both(root: Path, group: str, name: str = "") -> list[int | None]:
     """Return how two processes ended."""
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
-    started = [context.Process(target=work, args=(rank, str(root), group, fault)) for rank in range(2)]
+    prepare_server()
+    context = multiprocessing.get_context(METHOD)
+    started = [context.Process(target=work, args=(rank, str(root), group, name)) for rank in range(2)]
     for process in started:
         process.start()
     for process in started:
@@ -99,7 +102,7 @@ def both(root: Path, group: str, fault: Fault | None = None) -> list[int | None]
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_killed_process_ends_the_other_with_a_sentence_and_the_run_goes_on(name: str, tmp_path: Path) -> None:
     fault = FAULTS[name]
-    ends = both(tmp_path, "first", fault)
+    ends = both(tmp_path, "first", name)
     assert ends[fault.rank] == -signal.SIGKILL
     assert ends[1 - fault.rank] == 1
     said = (tmp_path / "first.said").read_text()

@@ -1,0 +1,107 @@
+"""What earlier runs have found in image files, so that a large set is read and decoded once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from anomalib_msacl.data.inspection import Inspection, inspect_each, inspect_image
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Changes with what an :class:`Inspection` holds, or how it is made."""
+SEEN = ".seen_images.json"
+"""Name of the file that runs keep in their folder of weights."""
+_NAMES = [field.name for field in fields(Inspection)]
+Stamp = tuple[int, int, int]
+
+
+def look_at_images(paths: Iterable[str], threads: int, seen: Path | None) -> dict[str, Inspection]:
+    """Read and decode each distinct image file, but for those that an earlier run has found good.
+
+    A file counts as the same where its path, its size, and the times of its content and of its entry in the file
+    system are. Broken files are looked at anew.
+
+    Args:
+        paths: The files.
+        threads: Number of threads at most.
+        seen: A file with the findings of earlier runs, which gets those of this one; None to look at everything. It
+            is passed over where it cannot be read or written.
+
+    Returns:
+        The findings by path.
+    """
+    distinct = list(dict.fromkeys(paths))
+    if seen is None:
+        return inspect_each(inspect_image, distinct, threads)
+    stamps = {path: _stamp(path) for path in distinct}
+    kept = _read(seen)
+    known = {
+        path: finding
+        for path, stamp in stamps.items()
+        if stamp is not None and path in kept and kept[path][0] == stamp and (finding := _inspection(kept[path][1]))
+    }
+    new = inspect_each(inspect_image, [path for path in distinct if path not in known], threads)
+    good = {path: (stamps[path], _plain(finding)) for path, finding in new.items() if not finding.problem}
+    if good:
+        _write(seen, kept | good)
+    if known:
+        logger.info("%d of %d images were looked at by an earlier run and have not changed.", len(known), len(distinct))
+    return {path: known[path] if path in known else new[path] for path in distinct}
+
+
+def _stamp(path: str) -> Stamp | None:
+    """Return size and times of a file; None where there is none."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(file: Path) -> dict[str, tuple[Any, Any]]:
+    """Return what is kept, by path; nothing where it cannot be read."""
+    try:
+        content = json.loads(file.read_bytes())
+        if content["format"] != FORMAT:
+            return {}
+        return {str(path): (tuple(stamp), finding) for path, (stamp, finding) in content["images"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def _write(file: Path, images: dict[str, Any]) -> None:
+    """Replace what is kept, at once or not at all."""
+    part = file.with_name(f".{file.name}-{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(json.dumps({"format": FORMAT, "images": images}), encoding="utf-8")
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        logger.info("What was found in the images cannot be kept in %s (%s).", file, error.strerror)
+
+
+def _plain(finding: Inspection) -> list[Any]:
+    """Return a finding as plain data."""
+    content = asdict(finding)
+    return [content[name] for name in _NAMES]
+
+
+def _inspection(values: Any) -> Inspection | None:
+    """Return a finding from plain data; None where it is not one."""
+    try:
+        found = Inspection(**dict(zip(_NAMES, values, strict=True)))
+        height, width = found.size
+    except (TypeError, ValueError):
+        return None
+    good = isinstance(found.sha256, str) and all(isinstance(each, int) for each in (height, width, found.bits))
+    return Inspection(**{**asdict(found), "size": (height, width)}) if good and not found.problem else None
