@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,12 +112,15 @@ def weights(processes: int, rank: int) -> dict[str, Tensor]:
     return found.weights
 
 
-def everything(processes: int, rank: int) -> dict[str, dict[str, Tensor]]:
+Found = dict[str, dict[str, Tensor]]
+
+
+def everything(processes: int, rank: int) -> Found:
     """Gradients and weights in both precisions."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     Synthesis.__call__, LesionMixture.synthesize = of_each_image, with_lesions  # type: ignore[method-assign]
-    found: dict[str, dict[str, Tensor]] = {}
+    found: Found = {}
     try:
         for dtype in TOLERANCE:
             torch.set_default_dtype(dtype)
@@ -132,26 +136,29 @@ def everything(processes: int, rank: int) -> dict[str, dict[str, Tensor]]:
 
 
 def work(rank: int, processes: int, folder: str) -> None:
-    """One process of several."""
-    distributed.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=processes)
+    """One process of several, or the only one."""
+    if processes > 1:
+        distributed.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=processes)
     torch.save(everything(processes, rank), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    if processes > 1:
+        distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def one() -> dict[str, dict[str, Tensor]]:
-    return everything(1, 0)
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory, processes: int = 2) -> list[dict[str, dict[str, Tensor]]]:
-    folder = tmp_path_factory.mktemp("processes")
+def results_of(processes: int, folder: Path) -> list[Found]:
+    """Return what each of some processes found."""
     prepare_server()
     multiprocessing.start_processes(work, (processes, str(folder)), nprocs=processes, start_method=METHOD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
 
 
-Found = dict[str, dict[str, Tensor]]
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return results_of(1, tmp_path_factory.mktemp("process"))[0]
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
+    return results_of(2, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

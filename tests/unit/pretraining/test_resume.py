@@ -18,6 +18,7 @@ from torch import Tensor
 from anomalib_msacl import InputError, MsaclPretraining, pretrain
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.backbone.folder import is_intact, remove_leftovers, save_backbone
+from anomalib_msacl.data.looks import SEEN
 from anomalib_msacl.pretraining import Pretrained
 from anomalib_msacl.pretraining.checkpoints import Checkpoints
 from anomalib_msacl.pretraining.locking import alone_with
@@ -135,7 +136,7 @@ def test_a_folder_whose_tensors_have_changed_is_made_again(
     assert fit().directory == folder
     assert "does not hold the weights that were saved there (other tensors)" in caplog.text
     assert equal(load_file(file), tensors)
-    assert {path.name for path in folder.parent.iterdir()} <= {folder.name, "logs", f".{folder.name}.lock"}
+    assert {path.name for path in folder.parent.iterdir()} <= {folder.name, "logs", SEEN, f".{folder.name}.lock"}
 
 
 def test_leftovers_of_other_folders_stay(tmp_path: Path) -> None:
