@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,17 @@ def pretrain(
     return run.result()
 
 
+@contextmanager
+def _own_seed() -> Iterator[None]:
+    """Keep Lightning from seeding anew: on several devices it does where ``seed_everything`` has been called."""
+    seed = os.environ.pop("PL_GLOBAL_SEED", None)
+    try:
+        yield
+    finally:
+        if seed is not None:
+            os.environ["PL_GLOBAL_SEED"] = seed
+
+
 class Pretraining:
     """A pre-training under way. Its methods, in this order, are the method.
 
@@ -263,7 +276,8 @@ class Pretraining:
             path = checkpoints.path if checkpoints.resumed else None
         module = PretrainingModule(*parts)
         try:
-            trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True)
+            with _own_seed():
+                trainer.fit(module, train_dataloaders=images.shared(), ckpt_path=path, weights_only=True)
         except SystemExit as stopped:  # by a signal: Lightning has ended the training, after SIGTERM with status 0
             tell_stopped(stopped, trainer.global_step, checkpoints)
             raise
