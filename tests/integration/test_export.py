@@ -195,7 +195,7 @@ def test_exports_agree_with_torch_where_the_package_and_the_weights_are_gone(
             worst = (torch.tensor(anomaly_map) - torch.tensor(map_there)).abs().max().item()
             assert worst * ranges[1] <= TOLERANCES[kind]
     for scores in ([score for score, _ in rows["here"]], [score for score, _ in rows[kind]]):
-        assert len({round(score, 4) for score in scores}) > 4  # some lie beyond the normalised range
+        assert len({round(score, 4) for score in scores}) > 2  # not only 0 and 1, where the normalised range ends
     if name != "Dfkde":
         assert torch.tensor([anomaly_map for _, anomaly_map in rows[kind]]).std(dim=0).max() > 0.01
 
