@@ -129,6 +129,7 @@ for checkpoint in sorted(work.glob("*.ckpt")):
 def fit(name: str, work: Path, root: Path, weights: str, steps: int, **options: Any) -> Path:
     """Fit a model on MSACL weights, keep its checkpoint in ``work`` and return the folder of the weights."""
     torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002  # the coreset of PatchCore draws its projection from it, by scikit-learn
     transform = Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])
     settings = {"backbone": "test_resnet", **MODELS[name], **options}
     model = getattr(models, name)(
@@ -195,7 +196,7 @@ def test_exports_agree_with_torch_where_the_package_and_the_weights_are_gone(
             worst = (torch.tensor(anomaly_map) - torch.tensor(map_there)).abs().max().item()
             assert worst * ranges[1] <= TOLERANCES[kind]
     for scores in ([score for score, _ in rows["here"]], [score for score, _ in rows[kind]]):
-        assert len({round(score, 4) for score in scores}) > 2  # not only 0 and 1, where the normalised range ends
+        assert len({round(score, 4) for score in scores}) > 4  # some lie beyond the normalised range
     if name != "Dfkde":
         assert torch.tensor([anomaly_map for _, anomaly_map in rows[kind]]).std(dim=0).max() > 0.01
 
