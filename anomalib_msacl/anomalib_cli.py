@@ -63,6 +63,7 @@ class CommandLine(AnomalibCLI):
 def _of_checkpoint(model: AnomalibModule, path: Path) -> AnomalibModule:
     """Return the model of a checkpoint; parts that are given beside its settings are those of another model."""
     kind = type(model)
-    found = restored(kind, path, read_checkpoint(path, [kind]), "--model", post_processor=model.post_processor or False)
+    parts = {name: getattr(model, name) or False for name in ("pre_processor", "post_processor")}
+    found = restored(kind, path, read_checkpoint(path, [kind]), "--model", **parts)
     found.evaluator, found.visualizer = model.evaluator, model.visualizer  # the checkpoint may have switched them off
     return found

@@ -63,7 +63,7 @@ def restored(
     """
     try:
         if checkpoint.get("anomalib_pre_processor_config") is not None:
-            parts["pre_processor"] = PreProcessor()
+            parts["pre_processor"] = parts.get("pre_processor") or PreProcessor()
             parts["pre_processor"].load_checkpoint_config(checkpoint["anomalib_pre_processor_config"])
         return kind.load_from_checkpoint(path, map_location="cpu", **parts)
     except InputError:

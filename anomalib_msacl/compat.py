@@ -28,6 +28,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001
 # What anomalib makes of a transform for exports: a copy whose ``Resize`` has no antialiasing, among other things.
 without_antialiasing = get_exportable_transform
 
+_OPSET = 18  # what torch's exporter writes; anomalib asks for 14, which ends in a traceback in the log
 _EXPORTING: weakref.WeakSet[Any] = weakref.WeakSet()  # models that are being exported
 
 
@@ -79,7 +80,8 @@ def exporting_with(
     cast("Any", AnomalibModule).on_load_checkpoint = load
     for name, version in versions.items():
         told = (lambda _model, _path: None) if name == "to_torch" else written
-        setattr(ExportMixin, name, _exporting(originals[name], version, told))
+        settings = {"opset_version": _OPSET} if name == "to_onnx" else {}
+        setattr(ExportMixin, name, _exporting(originals[name], version, told, settings))
     try:
         yield
     finally:
@@ -88,19 +90,17 @@ def exporting_with(
             setattr(ExportMixin, name, original)
 
 
-_OPSET = 18
-"""What torch's exporter writes; anomalib asks for 14, which fails after two warnings and a traceback in the log."""
-
-
 def _exporting(
-    export: Callable[..., Any], version: Callable[[Any], Any], written: Callable[[Any, Path], None]
+    export: Callable[..., Any],
+    version: Callable[[Any], Any],
+    written: Callable[[Any, Path], None],
+    settings: dict[str, Any],
 ) -> Callable[..., Any]:
     """Return a method that exports a model with another version of its transform, and tells it once."""
 
     @functools.wraps(export)
     def wrapped(model: Any, *args: Any, **kwargs: Any) -> Any:
-        if export.__name__ == "to_onnx":
-            kwargs.setdefault("opset_version", _OPSET)
+        kwargs = {**settings, **kwargs}
         if model in _EXPORTING:  # to_openvino calls to_onnx
             return export(model, *args, **kwargs)
         pre_processor: Any = getattr(model, "pre_processor", None)

@@ -87,6 +87,12 @@ def scores_only(scores: Tensor, labels: Tensor) -> ImageBatch:
     return ImageBatch(image=torch.zeros(len(scores), 3, 1, 1), pred_score=scores, gt_label=labels)
 
 
+def engine_in(work: str, callbacks: list[Any]) -> Engine:
+    """Return an engine that writes to a folder, shows nothing and validates nothing."""
+    quiet: dict[str, Any] = {"logger": False, "limit_val_batches": 0, "enable_progress_bar": False}
+    return Engine(callbacks=callbacks, default_root_dir=work, accelerator="cpu", devices=1, **quiet)
+
+
 class Fitted:
     """A detector that was fitted while images were held out.
 
@@ -105,9 +111,7 @@ class Fitted:
         holds_out = NormalsThreshold(specificity=0.9, ratio=POOL, seed=seed)
         lightning.seed_everything(seed, verbose=False)
         with tempfile.TemporaryDirectory() as work:
-            options: dict[str, Any] = {"default_root_dir": work, "accelerator": "cpu", "devices": 1, "logger": False}
-            options |= {"limit_val_batches": 0, "enable_progress_bar": False}
-            engine = Engine(callbacks=[holds_out, *callbacks], **options)
+            engine = engine_in(work, [holds_out, *callbacks])
             engine.fit(model, datamodule=self.data)
         self.model = model.eval()
         assert holds_out.held_out_images is not None
@@ -178,18 +182,9 @@ def run_folds(folder: Path, weights: str, seed: int, size: int, folds: int) -> l
                 lightning.seed_everything(seed, verbose=False)
                 pretraining = MsaclPretraining(weights, recipe, Path(work) / f"weights{len(suffix)}")
                 callback = NormalsThreshold(specificity=0.9, folds=folds, seed=seed)
-                options: dict[str, Any] = {
-                    "default_root_dir": work,
-                    "accelerator": "cpu",
-                    "devices": 1,
-                    "logger": False,
-                }
-                options |= {"limit_val_batches": 0, "enable_progress_bar": False}
-                model, data = (
-                    detector(name, size),
-                    set_of(folder, train_batch_size=32, val_split_mode="none", seed=seed),
-                )
-                Engine(callbacks=[pretraining, callback], **options).fit(model, datamodule=data)
+                model = detector(name, size)
+                data = set_of(folder, train_batch_size=32, val_split_mode="none", seed=seed)
+                engine_in(work, [pretraining, callback]).fit(model, datamodule=data)
                 test = scored(model.eval(), data.test_data)
                 scores, labels = gather(test, "pred_score"), gather(test, "gt_label").long()
                 known = callback.calibration["image"]
@@ -213,6 +208,9 @@ def table(path: Path) -> None:
         cells = []
         for arm in arms:
             found = [row for row in of_key if row["arm"] == arm]
+            if not found:
+                cells.append("-")
+                continue
             specificity, sensitivity = ([float(row[figure]) for row in found] for figure in FIGURES)
             means = statistics.fmean(specificity), statistics.fmean(sensitivity)
             cells.append(f"{means[0]:.2f} ({min(specificity):.2f}), {means[1]:.2f}")
@@ -243,6 +241,8 @@ def main() -> None:
     weights = str(Path(arguments.weights).resolve()) if Path(arguments.weights).exists() else arguments.weights
     for seed, name in ((seed, name) for seed in arguments.seeds for name in names):
         if arguments.folds:
+            if any((row["set"], row["seed"], row["arm"]) == (name, str(seed), "folds .95") for row in made):
+                continue
             made += run_folds(arguments.data / name, weights, seed, arguments.size, arguments.folds)
             write_rows(arguments.out, made)
             continue

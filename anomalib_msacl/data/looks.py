@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ from anomalib_msacl.data.inspection import Inspection, inspect_each, inspect_ima
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Changes with what an :class:`Inspection` holds, or how it is made."""
+_FORMAT = 1  # raise when an Inspection holds other things, or is made otherwise
 SEEN = ".seen_images.json"
 """Name of the file that runs keep in their folder of weights."""
-_NAMES = [field.name for field in fields(Inspection)]
 Stamp = tuple[int, int, int]
 
 
@@ -48,7 +46,7 @@ def look_at_images(paths: Iterable[str], threads: int, seen: Path | None) -> dic
         if stamp is not None and path in kept and kept[path][0] == stamp and (finding := _inspection(kept[path][1]))
     }
     new = inspect_each(inspect_image, [path for path in distinct if path not in known], threads)
-    good = {path: (stamps[path], _plain(finding)) for path, finding in new.items() if not finding.problem}
+    good = {path: (stamps[path], astuple(finding)) for path, finding in new.items() if not finding.problem}
     if good:
         _write(seen, kept | good)
     if known:
@@ -69,7 +67,7 @@ def _read(file: Path) -> dict[str, tuple[Any, Any]]:
     """Return what is kept, by path; nothing where it cannot be read."""
     try:
         content = json.loads(file.read_bytes())
-        if content["format"] != FORMAT:
+        if content["format"] != _FORMAT:
             return {}
         return {str(path): (tuple(stamp), finding) for path, (stamp, finding) in content["images"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -82,7 +80,7 @@ def _write(file: Path, images: dict[str, Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_text(json.dumps({"format": FORMAT, "images": images}), encoding="utf-8")
+            part.write_text(json.dumps({"format": _FORMAT, "images": images}), encoding="utf-8")
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)
@@ -90,18 +88,12 @@ def _write(file: Path, images: dict[str, Any]) -> None:
         logger.info("What was found in the images cannot be kept in %s (%s).", file, error.strerror)
 
 
-def _plain(finding: Inspection) -> list[Any]:
-    """Return a finding as plain data."""
-    content = asdict(finding)
-    return [content[name] for name in _NAMES]
-
-
 def _inspection(values: Any) -> Inspection | None:
     """Return a finding from plain data; None where it is not one."""
     try:
-        found = Inspection(**dict(zip(_NAMES, values, strict=True)))
-        height, width = found.size
+        sha256, (height, width), *others = values
+        found = Inspection(sha256, (height, width), *others)
     except (TypeError, ValueError):
         return None
-    good = isinstance(found.sha256, str) and all(isinstance(each, int) for each in (height, width, found.bits))
-    return Inspection(**{**asdict(found), "size": (height, width)}) if good and not found.problem else None
+    good = isinstance(sha256, str) and all(isinstance(each, int) for each in (height, width, found.bits))
+    return found if good and not found.problem else None

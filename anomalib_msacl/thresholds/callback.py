@@ -21,6 +21,7 @@ from anomalib_msacl.metrics import patients_by_batch
 from anomalib_msacl.thresholds.conformal import conformal_rank, images_needed, shift
 from anomalib_msacl.thresholds.folds import scores_of_folds
 from anomalib_msacl.thresholds.requirements import (
+    FEWEST_FOLDS,
     check_folds,
     check_number,
     check_post_processor,
@@ -35,7 +36,6 @@ SCORES = "anomalib_msacl_normals"
 """Entry of a checkpoint: the scores that its thresholds come from, by ``image`` and ``pixel``."""
 PROMISE = "anomalib_msacl_promise"
 """Entry of a checkpoint: what :func:`promise_record` returns."""
-_FEWEST_FOLDS = 2
 
 
 class NormalsThreshold(Callback):
@@ -86,9 +86,9 @@ class NormalsThreshold(Callback):
                 raise InputError(f"NormalsThreshold: {name} is {value}: set it between 0 and 1, both excluded")
         if not 0 <= shift_level < 1:
             raise InputError(f"NormalsThreshold: shift_level is {shift_level}: set it to 0 or above, and below 1")
-        if folds is not None and (folds < _FEWEST_FOLDS or confidence is not None):
+        if folds is not None and (folds < FEWEST_FOLDS or confidence is not None):
             raise InputError(
-                f"NormalsThreshold: folds is {folds} and confidence {confidence}: set folds to {_FEWEST_FOLDS} "
+                f"NormalsThreshold: folds is {folds} and confidence {confidence}: set folds to {FEWEST_FOLDS} "
                 "or more, and confidence to null, for scores of several fits can promise a mean only"
             )
         self.folds = folds
@@ -227,10 +227,9 @@ class NormalsThreshold(Callback):
         Raises:
             InputError: If there are no scores yet.
         """
-        held_out = self._folds[0].held_out if self._folds else self._held_out
         number = len(next(iter(self.calibration.values()), []))
         rank = conformal_rank(number, 1 - self.specificity, self.confidence)
-        named = held_out is not None and held_out.named
+        named = _counts_patients(self)
         noun = "patients" if named else "images"
         unit = ", each with the largest of his images" if named else ""
         if self._folds:
@@ -325,9 +324,14 @@ class NormalsThreshold(Callback):
 
 def promise_record(callback: NormalsThreshold) -> dict[str, Any]:
     """Return the promise, whether it is about patients, and the level of a shift, as plain data for exports."""
-    held_out = callback._folds[0].held_out if callback._folds else callback._held_out  # noqa: SLF001  # in its own module
-    patients = held_out is not None and held_out.named
-    return {"promise": callback.promise(), "patients": patients, "level": callback.shift_level}
+    return {"promise": callback.promise(), "patients": _counts_patients(callback), "level": callback.shift_level}
+
+
+def _counts_patients(callback: NormalsThreshold) -> bool:
+    """Whether a patient counts once, not each image."""
+    folds, held_out = callback._folds, callback._held_out  # noqa: SLF001  # in its own module
+    scored = folds[0].held_out if folds else held_out
+    return scored is not None and scored.named
 
 
 def _is_fitted(pl_module: LightningModule) -> bool:

@@ -18,6 +18,7 @@ from anomalib_msacl.thresholds.conformal import images_needed
 
 logger = logging.getLogger(__name__)
 
+FEWEST_FOLDS = 2  # one part to score, one to fit on
 _MOST = 0.5  # part of the training images that may be advised to hold out
 
 
@@ -32,7 +33,7 @@ def check_number(held_out: HeldOut | None, total: int, specificity: float, confi
     """
     needed, number = images_needed(1 - specificity, confidence), total if held_out is None else held_out.number
     if held_out is None:
-        needed = max(needed, 2)  # one to score, one to fit on
+        needed = max(needed, FEWEST_FOLDS)
     if number >= needed:
         return
     sure = "" if confidence is None else f" with a confidence of {confidence:g}"

@@ -108,7 +108,7 @@ def test_anomalib_exports_through_the_methods_and_the_transform_that_are_replace
     """Otherwise exports would lose their antialiasing again, and score otherwise than the tested model."""
     seen: list[object] = []
 
-    def export(model: Any) -> str:
+    def export(model: Any, **_: Any) -> str:
         seen.append(model.pre_processor.export_transform)
         return "model.onnx"
 
