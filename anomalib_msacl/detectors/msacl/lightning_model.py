@@ -225,11 +225,7 @@ class Msacl(AnomalibModule):
         checkpoint[_STATE] = self.run.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what is known of the weights, and the choice of a run that goes on.
-
-        Raises:
-            InputError: If the checkpoint is of a version whose detector was another.
-        """
+        """Restore what is known of the weights, and the choice of a run that goes on."""
         check_detector(checkpoint["state_dict"])
         super().on_load_checkpoint(checkpoint)
         if _STATE in checkpoint:
