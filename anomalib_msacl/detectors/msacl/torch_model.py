@@ -66,7 +66,14 @@ class MsaclModel(nn.Module):
         """
         with evaluating(self):
             whole: list[tuple[Tensor, Tensor]] = []
-            self.memory_bank.fit(self._patches(images, whole), len(images), seed)
+
+            def patches() -> Iterator[Tensor]:
+                for batch in self._batches(images):
+                    maps, spread, pooled = self._features(batch)
+                    whole.append((spread, pooled))
+                    yield patch_features(maps)
+
+            self.memory_bank.fit(patches(), len(images), seed)
             self.whole_images.fit(*(torch.cat(parts) for parts in zip(*whole, strict=True)))
             found = [self._evidence(batch) for batch in self._batches(held_out)]
         self.memory_bank.calibrate(*(torch.cat(parts) for parts in zip(*found, strict=True)))
@@ -75,22 +82,16 @@ class MsaclModel(nn.Module):
         """Yield a few images at a time, where the encoder is."""
         return (batch.to(self.encoder.mean.device) for batch in torch.split(images, _CHUNK))
 
-    def _patches(self, images: Tensor, whole: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        """Yield the features of patches, and keep those of whole images."""
-        for batch in self._batches(images):
-            maps, pooled = self.encoder(batch)
-            whole.append((channel_spread(self._deepest(maps)), pooled))
-            yield patch_features(maps)
-
-    def _deepest(self, maps: list[Tensor]) -> Tensor:
-        """Return the map of the deepest layer."""
-        return maps[self.encoder.index.index(max(self.encoder.index))]
+    def _features(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return the maps of the layers, the spread of the deepest of them, and the pooled features."""
+        maps, pooled = self.encoder(images)
+        deepest = self.encoder.index.index(max(self.encoder.index))
+        return maps, channel_spread(maps[deepest]), pooled
 
     def _evidence(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the evidence on images ``(B, 4)`` and on their cells ``(B, 2, h, w)``."""
-        maps, pooled = self.encoder(images)
+        maps, spread, pooled = self._features(images)
         distance = self.memory_bank.distance(patch_features(maps))
         farthest, mean = distance.amax(dim=(-3, -2, -1)), distance.mean(dim=(-3, -2, -1))
-        whole = self.whole_images(channel_spread(self._deepest(maps)), pooled)
-        evidence = torch.cat([torch.stack([farthest, mean], dim=1), whole], dim=1)
+        evidence = torch.cat([torch.stack([farthest, mean], dim=1), self.whole_images(spread, pooled)], dim=1)
         return evidence, torch.cat([distance, self.lesion_head(maps)], dim=1)

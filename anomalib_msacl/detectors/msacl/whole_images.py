@@ -32,20 +32,20 @@ class WholeImages(DynamicBufferMixin, nn.Module):
         for name in ("spread_mean", "spread_map", "pooled"):
             self.register_buffer(name, torch.empty(0))
 
-    def fit(self, maps: Tensor, pooled: Tensor) -> None:
+    def fit(self, spread: Tensor, pooled: Tensor) -> None:
         """Take the spread of channels and the pooled features of normal images.
 
         Args:
-            maps: Standard deviations of the channels of a layer over the image, as :func:`channel_spread` returns
+            spread: Standard deviations of the channels of a layer over the image, as :func:`channel_spread` returns
                 them, shape ``(N, C)``.
             pooled: Pooled features of the deepest stage, shape ``(N, D)``.
         """
-        wide = maps.double()
-        self.spread_mean = wide.mean(dim=0).to(maps)
-        values, vectors = torch.linalg.eigh(torch.cov(wide.T, correction=0))
+        exact = spread.double()
+        self.spread_mean = exact.mean(dim=0).to(spread)
+        values, vectors = torch.linalg.eigh(torch.cov(exact.T, correction=0))
         # Of few images some directions have no variance at all: they must not count more than the others.
-        least = _SHRINKAGE * values.mean() + (_FLOOR * wide.mean()).square()
-        self.spread_map = (vectors * (values.clamp_min(0) + least).rsqrt()).to(maps).contiguous()
+        least = _SHRINKAGE * values.mean() + (_FLOOR * exact.mean()).square()
+        self.spread_map = (vectors * (values.clamp_min(0) + least).rsqrt()).to(spread).contiguous()
         self.pooled = F.normalize(pooled, dim=1)
 
     def forward(self, spread: Tensor, pooled: Tensor) -> Tensor:

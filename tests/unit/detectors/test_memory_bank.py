@@ -93,6 +93,33 @@ def test_focal_and_diffuse_changes_both_raise_the_score() -> None:
     assert found[:, 22:34, 22:34].mean() > found.mean()
 
 
+def test_an_image_score_is_the_mean_of_four_parts() -> None:
+    torch.manual_seed(2)
+    model = learned()
+    bank, images = model.memory_bank, torch.rand(5, 3, 64, 64) ** 2
+    with torch.no_grad():
+        maps, pooled = model.encoder(images)
+        distance = bank.distance(patch_features(maps)).flatten(1)
+        contrast = maps[-1].flatten(2).std(dim=2, correction=0)  # of the deeper layer
+        parts = [distance.amax(dim=1), distance.mean(dim=1), *model.whole_images(contrast, pooled).T]
+        scores = model(images).pred_score
+    assert len(bank.image_mean) == len(parts) == 4
+    for row, score in enumerate(scores):
+        mean = (
+            sum(((p[row] - m) / s).item() for p, m, s in zip(parts, bank.image_mean, bank.image_std, strict=True)) / 4
+        )
+        assert score.item() == pytest.approx(0.5 + 0.5 * mean / (1 + abs(mean)), abs=1e-4)
+
+
+def test_the_spread_is_read_from_the_deepest_layer_in_any_order() -> None:
+    torch.manual_seed(3)
+    images, others = torch.rand(8, 3, 64, 64), torch.rand(4, 3, 64, 64)
+    for layers in (["layer2", "layer3"], ["layer3", "layer2"]):
+        model = MsaclModel(Encoder(create_backbone("test_resnet", "random")[0], layers)).eval()
+        model.fit_memory_bank(images, others, seed=0)
+        assert len(model.whole_images.spread_mean) == max(model.encoder.dims)
+
+
 def test_a_checkpoint_brings_the_bank_to_a_new_model() -> None:
     model = learned()
     fresh = MsaclModel(Encoder(create_backbone("test_resnet", "random")[0])).eval()
