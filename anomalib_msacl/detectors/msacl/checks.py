@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,19 @@ def refuse_normalize(pre_processor: Any) -> None:
         raise InputError(
             "Msacl: the pre_processor normalises, but lesions are made on [0, 1] and the model normalises itself; "
             "leave Normalize out."
+        )
+
+
+def check_detector(state: Mapping[str, Any]) -> None:
+    """Refuse the detector of a version before 0.3.0, whose image score had two parts in place of four.
+
+    Raises:
+        InputError: If it is one.
+    """
+    if "model.memory_bank.bank" in state and "model.whole_images.pooled" not in state:
+        raise InputError(
+            "this checkpoint of Msacl was made by version 0.2.0 or older, whose image score had fewer parts; train "
+            "Msacl again."
         )
 
 

@@ -23,7 +23,7 @@ _BANK_IMAGES = 400
 def fit_detector(
     model: MsaclModel, normal: NormalImages, others: NormalImages | None, synthesis: Synthesis, recipe: Recipe
 ) -> None:
-    """Train the lesion head and fill the memory bank; of several processes the first does it for all.
+    """Train the lesion head and fill the memories; of several processes the first does it for all.
 
     Args:
         model: Its encoder stays as it is.
@@ -32,18 +32,19 @@ def fit_detector(
         synthesis: Makes the lesions.
         recipe: Numbers of images, and the seed.
     """
+    learns = (model.lesion_head, model.memory_bank, model.whole_images)
 
     def fit() -> list[StateDict]:
         images = cast("Tensor", normal.collect(_BANK_IMAGES))
         model.lesion_head.fit(model.encoder, images, synthesis, recipe.batch_size)
         held_out = others.collect(recipe.choice.images) if others else None
         model.fit_memory_bank(*with_held_out(images, held_out), recipe.seed)
-        return [copy_of(model.lesion_head), copy_of(model.memory_bank)]
+        return [copy_of(part) for part in learns]
 
     learnt = distributed.on_main(fit)
     if not distributed.is_main():
-        model.lesion_head.load_state_dict(learnt[0])
-        model.memory_bank.load_state_dict(learnt[1])
+        for part, state in zip(learns, learnt, strict=True):
+            part.load_state_dict(state)
 
 
 def save_chosen(trainer: Trainer, found: Pretrained, target: Path) -> None:

@@ -22,7 +22,7 @@ from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.compat import is_attached, set_max_steps
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_batches, training_images
-from anomalib_msacl.detectors.msacl.checks import check_fit, check_image_size, refuse_normalize
+from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, check_image_size, refuse_normalize
 from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.pretraining.images import normal_of
@@ -226,6 +226,7 @@ class Msacl(AnomalibModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what is known of the weights, and the choice of a run that goes on."""
+        check_detector(checkpoint["state_dict"])
         super().on_load_checkpoint(checkpoint)
         if _STATE in checkpoint:
             self.run.load_state_dict(checkpoint[_STATE], goes_on=is_attached(self))

@@ -1,7 +1,7 @@
 """A memory bank of normal patches: how far an image is from normal ones, patch by patch.
 
 Two kinds of disease need two readings of the same distances: a focal lesion is one patch far from normality, a diffuse
-one all patches a little. Each is evidence in units of its own spread over normal images, so that none has to be
+one all patches a little. Each reading is evidence in units of its own spread over normal images, so that none has to be
 weighted by hand; so are distance and lesion head in a map.
 """
 

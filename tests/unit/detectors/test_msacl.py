@@ -141,7 +141,7 @@ def test_stages_behind_the_layers_come_back_to_their_weights(
 
 
 def test_the_checkpoint_holds_the_chosen_weights_and_needs_no_files(
-    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path
+    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
 ) -> None:
     shown = script(monkeypatch, [0.5, 0.9, 0.7])
     msacl, engine = make_msacl(), make_engine(max_steps=4)
@@ -151,6 +151,11 @@ def test_the_checkpoint_holds_the_chosen_weights_and_needs_no_files(
     assert loaded.recipe == msacl.recipe
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(loaded.eval()(images).pred_score, msacl.eval()(images).pred_score)
+    older = torch.load(engine.best_model_path, weights_only=True)
+    older["state_dict"] = {n: value for n, value in older["state_dict"].items() if "whole_images" not in n}
+    torch.save(older, tmp_path / "older.ckpt")
+    with pytest.raises(InputError, match=r"made by version 0\.2\.0 or older"):
+        Msacl.load_from_checkpoint(tmp_path / "older.ckpt")
 
 
 def test_a_checkpoint_given_as_weights_tells_what_they_were_made_for(
