@@ -46,6 +46,7 @@ from anomalib.data import Folder
 from anomalib.engine import Engine
 from anomalib.metrics import AUPRO, Evaluator
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 from torch import Tensor
 from torchvision.transforms.v2 import Resize
@@ -398,41 +399,66 @@ def agreement(runs: list[dict[str, str]], arms: Sequence[str]) -> Iterator[str]:
         yield f"| {model} | {len(full)} | {rank:.2f} | {chosen:.3f} | {cells} |"
 
 
+TITLES = {
+    "patchcore": "PatchCore",
+    "padim": "PaDiM",
+    "dfm": "Dfm",
+    "dfkde": "Dfkde",
+    "knn": "Neighbours, pooled features",
+}
+MEASURES = {"image_AUROC": "images (AUROC)", "pixel_AUPRO": "maps (AUPRO)"}
+NAMES = {"msacl": "MSACL", "dense_only": "MSACL without the image-level terms", "whitened": "whitening alone"}
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+)  # Okabe and Ito's, for colour-blind readers
+
+
 def plot(runs: list[dict[str, str]], reference: str, arms: Sequence[str], path: Path) -> None:
-    """Draw the differences to the reference, a dot for each seed and a bar for their mean."""
+    """Draw the differences to the reference in points on one scale, a dot for each seed and a bar for their mean."""
     models = [model for model in dict.fromkeys(row["model"] for row in runs) if model != "msacl"]
-    panels = [
-        (m, f) for m in models for f in ("image_AUROC", "pixel_AUPRO") if Comparison(runs, m, f, reference).values
-    ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False)
-    for axis, (model, name) in zip(axes[0], panels, strict=True):
+    panels = [(m, f) for m in models for f in MEASURES if Comparison(runs, m, f, reference).values]
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    shape = {"figsize": (5.2 * columns, 3.8 * lines + 0.8), "sharex": True, "squeeze": False}
+    figure, axes = plt.subplots(lines, columns, **shape)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (model, name) in zip(axes.flat, panels, strict=False):
         found = Comparison(runs, model, name, reference)
-        shown = [arm for arm in arms if arm in found.values]
-        for number, arm in enumerate(shown):
-            for place, data in enumerate(found.sets):
-                values = found.differences(arm, [data])
-                if not values:
-                    continue
-                x = place + 0.8 * ((number + 0.5) / len(shown) - 0.5)
-                bar = statistics.fmean(values)
-                axis.bar(
-                    x,
-                    bar,
-                    0.8 / len(shown),
-                    color=f"C{list(arms).index(arm)}",
-                    alpha=0.6,
-                    label=arm if place == 0 else None,
-                )
-                axis.plot([x] * len(values), values, "k.", markersize=3)
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.set_title(f"{model}, {name}")
-        axis.set_xticks(range(len(found.sets)), [data.replace("_", "\n") for data in found.sets], fontsize=7)
-    axes[0][0].set_ylabel(f"difference to {reference}")
+        draw_panel(axis, found, [arm for arm in arms if arm in found.values], arms)
+        axis.set_title(f"{TITLES.get(model, model)}: {MEASURES[name]}", fontsize=15)
+    for axis in axes[-1]:
+        axis.set_xlabel("points gained", fontsize=14)
     # Not every model was run with all arms.
-    handles, labels = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda found: len(found[1]))
-    figure.legend(handles, labels, fontsize=7, loc="lower center", ncols=len(labels))
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes.flat), key=lambda found: len(found[1]))
+    figure.legend(handles, labels, fontsize=13, loc="lower center", ncols=len(labels), frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_panel(axis: Axes, found: Comparison, shown: Sequence[str], arms: Sequence[str]) -> None:
+    """Draw one model and figure: a group of bars for each set, from above."""
+    height = 0.8 / max(len(shown), 1)
+    for number, arm in enumerate(shown):
+        label: str | None = NAMES.get(arm, arm.replace("_", " "))
+        for place, data in enumerate(found.sets):
+            values = [100 * value for value in found.differences(arm, [data])]
+            if not values:
+                continue
+            y = place - 0.4 + height * (number + 0.5)
+            axis.barh(y, statistics.fmean(values), height, color=COLOURS[arms.index(arm) % len(COLOURS)], label=label)
+            axis.plot(values, [y] * len(values), "o", color="black", markersize=4)
+            label = None
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_yticks(range(len(found.sets)), [data.replace("_", " ") for data in found.sets], fontsize=13)
+    axis.tick_params(axis="x", labelsize=13)
+    axis.invert_yaxis()
 
 
 def main() -> None:

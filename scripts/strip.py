@@ -50,13 +50,13 @@ def main() -> None:
         raise SystemExit("; ".join(found.missing.values()))
     ill = [row for row in found.after.score.argsort(descending=True).tolist() if found.after.label[row]]
     rows = [ill[int(len(ill) * place)] for place in PLACES]
-    columns = len(rows) * len(TITLES)
-    sheet = Image.new("RGB", (columns * (SIDE + GAP) - GAP, SIDE + LABEL), "white")
+    columns = len(TITLES)
+    sheet = Image.new("RGB", (columns * (SIDE + GAP) - GAP, len(rows) * (SIDE + GAP) - GAP + LABEL), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for place, row in enumerate(rows):
         for number, (title, picture) in enumerate(zip(TITLES, pictures(found, row), strict=True)):
-            left = (place * len(TITLES) + number) * (SIDE + GAP)
-            sheet.paste(picture, (left, LABEL))
+            left = number * (SIDE + GAP)
+            sheet.paste(picture, (left, LABEL + place * (SIDE + GAP)))
             pen.text((left + SIDE / 2, LABEL / 2), title, fill="black", font=font, anchor="mm")
     sheet.save(arguments.picture, optimize=True)
 

@@ -76,12 +76,14 @@ def build_page(examiner: Examiner, examples: Sequence[Path] = (), note: str = ""
                 file = gradio.File(label="Image", type="filepath", height=160)
                 index = gradio.Number(0, label="Slice or frame, of files with several", precision=0, minimum=0)
                 verdict = gradio.Markdown("")
-            image = gradio.Image(label="As the model reads it", type="pil", format="png", interactive=False)
+            buttons = ["fullscreen", "download"]  # Gradio's third one, share, would upload the image
+            image = gradio.Image(label="As read", type="pil", format="png", interactive=False, buttons=buttons)
             heat_map = gradio.Image(
-                label="Map: brighter is less normal",
+                label="Map",
                 type="pil",
                 format="png",
                 interactive=False,
+                buttons=buttons,
             )
         for change in (file.change, index.change):
             change(answer, [file, index], [verdict, image, heat_map])

@@ -89,6 +89,8 @@ def test_the_page_passes_the_dropped_file_on(trained: Trained, examiner: Examine
     expected = examiner.examine(path)
     assert text == expected.text
     assert image.tobytes() == expected.image.tobytes()
+    buttons = [each["props"].get("buttons") for each in page.config["components"] if each["type"] == "image"]
+    assert buttons == [["fullscreen", "download"]] * 2  # the third one, share, would upload images
 
 
 def test_the_model_of_the_phantoms_stands_alone(tmp_path: Path) -> None:
