@@ -234,5 +234,7 @@ def _described(model: nn.Module, provenance: Provenance) -> Any:
     described: Any = copy.copy(model)  # timm reads the description off the model
     former = dict(getattr(model, "pretrained_cfg", {}))
     kept = {name: value for name, value in former.items() if name not in _FORMER}
-    described.pretrained_cfg = {**kept, **provenance.pretrained_cfg(), "tag": "msacl"}
+    # An architecture that was registered as a variant of another one still carries the name of that one.
+    own = {"architecture": provenance.architecture, "tag": "msacl"}
+    described.pretrained_cfg = {**kept, **provenance.pretrained_cfg(), **own}
     return described

@@ -236,6 +236,20 @@ def test_a_folder_of_a_classifier_is_read_and_saved_again(tmp_path: Path) -> Non
     assert torch.equal(model.state_dict()["conv1.0.weight"], classifier.state_dict()["conv1.0.weight"])
 
 
+def test_a_variant_that_was_registered_keeps_its_own_name(tmp_path: Path) -> None:
+    def test_variant(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        model: nn.Module = timm.models.test_resnet(pretrained=pretrained, **arguments)
+        return model
+
+    test_variant.__module__ = timm.models.test_resnet.__module__
+    timm.models.register_model(test_variant)
+    model, made = create_backbone("test_variant", "random")
+    directory = save_backbone(model, tmp_path / "saved", made)
+    again, made = create_backbone("test_variant", str(directory))
+    assert same(model, again)
+    assert made.architecture == "test_variant"
+
+
 def test_tags_of_weights_are_not_part_of_the_architecture(tmp_path: Path) -> None:
     model, made = create_backbone("test_resnet.r160_in1k", "random")
     assert made.architecture == "test_resnet"
