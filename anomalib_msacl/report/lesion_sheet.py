@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
-from anomalib_msacl.comparison.layout import training_folder
 from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions import LesionMixture, Lesions
-from anomalib_msacl.medical.kinds import is_image
+from anomalib_msacl.medical.kinds import is_image, training_folder
 from anomalib_msacl.medical.reader import ImageReader
 from anomalib_msacl.recipe import Recipe
 
@@ -32,8 +31,8 @@ def lesion_sheet(
     """Draw synthetic lesions on images of a folder.
 
     Three rows, with their titles at the left: the images as they are, with one, two and three lesions in turn, and the
-    same with the outlines of the masks. Below each column stand the families of its lesions. The images are spread evenly over the folder in the
-    order of their names.
+    same with the outlines of the masks. Below each column stand the families of its lesions. The images are spread
+    evenly over the folder in the order of their names.
 
     Args:
         folder: A folder of normal images, DICOM and NIfTI files among them, or a set that has ``train/good``.
