@@ -14,6 +14,8 @@ from typing import Any
 DOCS = Path(__file__).parent.parent / "docs"
 _FIRST = "Written by `scripts/api_page.py` from the public names; the text is that of the docstrings."
 
+FIRST = ["MsaclPretraining", "Recipe", "Msacl", "NormalsThreshold"]  # described before the others
+
 # Title and packages of each page.
 PAGES = {
     "start": ("What most users need", ("anomalib_msacl",)),
@@ -61,7 +63,7 @@ def public(package: str) -> list[str]:
     module = importlib.import_module(package)
     listed = getattr(module, "__all__", None)
     if listed is not None:
-        return sorted(listed, key=str.lower)
+        return sorted(listed, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name.lower()))
     return [
         name
         for name, value in vars(module).items()
