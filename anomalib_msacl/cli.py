@@ -81,7 +81,10 @@ def configs(name: str | None = None, copy: str | None = None) -> None:
     if not name:
         if copy:
             raise InputError("--copy needs the name of a configuration before it.")
-        print(*config_paths(), sep="\n")
+        paths = config_paths()
+        width = max((len(path.stem) for path in paths), default=0)
+        for path in paths:
+            print(f"{path.stem:{width}}  {_purpose(path)}")
         return
     path = config_path(name)
     if copy:
@@ -94,6 +97,12 @@ def configs(name: str | None = None, copy: str | None = None) -> None:
             raise InputError(f"cannot write {target} ({error.strerror}); name another file.") from error
         path = target
     print(path)
+
+
+def _purpose(path: Path) -> str:
+    """Return the first sentence of the comment that a configuration begins with."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+    return first.partition(". ")[0].rstrip(".:")
 
 
 def lesions(data: str, out: str = "lesions.png", size: int = 128, seed: int = 0) -> None:
