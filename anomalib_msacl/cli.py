@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Those of the process if None.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with one_line_errors():
+    with one_line_errors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries among each other
         if given and given[0] in _ANOMALIB:
             _run_anomalib(given)
             return
@@ -281,9 +282,7 @@ def _parser() -> ArgumentParser:
 
 def _run_anomalib(arguments: list[str]) -> None:
     """Run anomalib's own command line as this package does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of libraries among each other
-        from anomalib_msacl.anomalib_cli import run_anomalib  # noqa: PLC0415  # brings all models along
+    from anomalib_msacl.anomalib_cli import run_anomalib  # noqa: PLC0415  # brings all models along
 
     run_anomalib(_with_paths(arguments))
 

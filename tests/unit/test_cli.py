@@ -72,7 +72,7 @@ def test_what_configurations_have_in_common_is_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [([], "msacl_padim.yaml"), (["msacl_padim"], "msacl_padim.yaml"), (["--help"], "lesions")]
+    ("words", "expected"), [([], "msacl_padim "), (["msacl_padim"], "msacl_padim.yaml"), (["--help"], "lesions")]
 )
 def test_the_module_answers_without_importing_torch(words: list[str], expected: str, tmp_path: Path) -> None:
     """What takes long is the import of torch and anomalib: neither is there."""
