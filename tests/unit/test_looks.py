@@ -72,6 +72,16 @@ def test_broken_files_are_read_each_time(images: list[str], read: list[str], tmp
     assert read.count(images[1]) == 1
 
 
+def test_what_was_kept_of_files_that_are_gone_goes_too(images: list[str], tmp_path: Path) -> None:
+    seen = tmp_path / "seen.json"
+    look_at_images(images, 2, seen)
+    for path in images[:2]:
+        Path(path).unlink()
+    draw(tmp_path / "new.png", seed=10)
+    look_at_images([images[1], str(tmp_path / "new.png")], 2, seen)  # the others are of another set
+    assert sorted(json.loads(seen.read_bytes())["images"]) == [*images[2:], str(tmp_path / "new.png")]
+
+
 def test_sets_share_a_file(images: list[str], read: list[str], tmp_path: Path) -> None:
     for part in (images[:2], images[2:], images):
         look_at_images(part, 2, tmp_path / "seen.json")
