@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 from pathlib import Path
@@ -16,8 +17,18 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise when an Inspection holds other things, or is made otherwise
 SEEN = ".seen_images.json"
-"""Name of the file that runs keep in their folder of weights."""
+"""Name of the file that runs keep in their folder."""
 Stamp = tuple[int, int, int]
+
+
+def seen_by_runs(folder: str | Path) -> Path:
+    """Return the file that runs keep in their folder.
+
+    Args:
+        folder: Where a run writes. Of the folders ``v0``, ``v1`` ... that anomalib numbers, all runs share the one above.
+    """
+    folder = Path(folder)
+    return (folder.parent if re.fullmatch(r"v\d+", folder.name) else folder) / SEEN
 
 
 def look_at_images(paths: Iterable[str], threads: int, seen: Path | None) -> dict[str, Inspection]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl.data.checks import check_datamodule, check_validation, warn_of_shared_images
+from anomalib_msacl.data.looks import seen_by_runs
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.preparation import transform_parts
 
@@ -80,7 +81,7 @@ def check_fit(trainer: Trainer) -> None:
         raise InputError("Igd lowers its learning rate until the last step; set trainer.max_epochs or max_steps.")
     datamodule = getattr(trainer, "datamodule", None)
     if isinstance(datamodule, AnomalibDataModule):
-        check_datamodule(datamodule)
+        check_datamodule(datamodule, seen=seen_by_runs(trainer.default_root_dir))
         check_validation(datamodule, trainer)
         warn_of_shared_images(datamodule, "Igd", "the normal ones choose the epoch that is kept")
 

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import Normalize
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone.folder import check_place
 from anomalib_msacl.data.checks import check_datamodule, check_validation, warn_of_shared_images
-from anomalib_msacl.data.looks import SEEN
+from anomalib_msacl.data.looks import seen_by_runs
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.preparation import check_trainer, transform_parts
@@ -79,7 +79,7 @@ def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
     distributed.on_main(check_place, target)
     datamodule = getattr(trainer, "datamodule", None)
     if isinstance(datamodule, AnomalibDataModule):
-        seen = Path(trainer.default_root_dir) / "msacl" / SEEN
+        seen = seen_by_runs(trainer.default_root_dir)
         distributed.on_main(partial(check_datamodule, datamodule, seen=seen))
         check_validation(datamodule, trainer)
         warn_of_shared_images(datamodule, "Msacl", "the normal ones choose the weights and the units of the scores")

@@ -24,6 +24,8 @@ from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl import InputError, Msacl
 from anomalib_msacl.backbone import create_backbone
+from anomalib_msacl.data import looks
+from anomalib_msacl.data.inspection import Inspection, inspect_image
 from anomalib_msacl.pretraining import Pretraining, Questions, Score
 from anomalib_msacl.pretraining.images import undisturbed
 from anomalib_msacl.recipe import ChoiceRecipe
@@ -303,14 +305,24 @@ def test_the_centres_come_from_the_untouched_encoder_and_stay(
     assert loaded.terms.centring.ready
 
 
-def test_the_same_seed_gives_the_same_weights(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:
-    results = []
+def test_the_same_seed_gives_the_same_weights_and_images_are_looked_at_once(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: list[dict[str, torch.Tensor]] = []
+    looked_at: list[str] = []
+
+    def look(path: str) -> Inspection:
+        looked_at.append(path)
+        return inspect_image(path)
+
+    monkeypatch.setattr(looks, "inspect_image", look)
     for seed in (0, 0, 1):
         msacl = make_msacl(make_recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4, seed=seed))
         train(msacl, make_engine(max_steps=2), phantom_root)
         results.append(state(msacl))
     assert equal(results[0], results[1])
     assert not equal(results[0], results[2])
+    assert len(looked_at) == len(set(looked_at)) > 0
 
 
 def test_resuming_goes_on_with_steps_centres_and_choice(
