@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
-from anomalib_msacl.backbone.folder import is_intact, remove_leftovers
+from anomalib_msacl.backbone.folder import check_place, is_intact, remove_leftovers
 from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.data.checks import check_datamodule, check_validation
@@ -196,6 +196,7 @@ class MsaclPretraining(Callback):
     ) -> None:
         """Pre-train with a trainer of its own and save the weights."""
         directory = self.directory or self.root
+        distributed.on_main(check_place, directory, task.encoder.backbone)
         split = _Split(datamodule, task.recipe, digests)
         logger.info(
             "MSACL: pre-training %s for %d steps on %d normal images, %d held out.",

@@ -9,6 +9,7 @@ from typing import Any
 
 from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Trainer
+from torch import nn
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl import distributed
@@ -59,13 +60,14 @@ def check_detector(state: Mapping[str, Any]) -> None:
         )
 
 
-def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
+def check_fit(trainer: Trainer, recipe: Recipe, target: Path, backbone: nn.Module) -> None:
     """Look at the trainer, at the folder for the weights and at every image before any long work.
 
     Args:
         trainer: Will fit the model.
         recipe: How to pre-train.
         target: Where the weights will be saved.
+        backbone: Whose weights they are.
 
     Raises:
         InputError: If one of them cannot serve.
@@ -76,7 +78,7 @@ def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
         raise InputError("recipe.max_steps is 0, so Msacl has nothing to train; set it above 0.")
     if recipe.whitening.alone:
         raise InputError("recipe.whitening.alone leaves Msacl nothing to train; use the callback MsaclPretraining.")
-    distributed.on_main(check_place, target)
+    distributed.on_main(check_place, target, backbone)
     datamodule = getattr(trainer, "datamodule", None)
     if isinstance(datamodule, AnomalibDataModule):
         seen = seen_by_runs(trainer.default_root_dir)

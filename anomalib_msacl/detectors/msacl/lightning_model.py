@@ -149,7 +149,7 @@ class Msacl(AnomalibModule):
         """Look at every image before any long work."""
         if stage != "fit":
             return
-        check_fit(self.trainer, self.recipe, self._target())
+        check_fit(self.trainer, self.recipe, self._target(), self.encoder.backbone)
         share_batches(self.trainer)
         if self.trainer.max_steps == -1:  # the trainer names no steps of its own
             set_max_steps(self.trainer, self.recipe.max_steps)

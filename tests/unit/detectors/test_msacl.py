@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -485,7 +487,7 @@ def test_stopped_early_the_best_step_is_saved_all_the_same(
     assert equal(saved, shown[0])
 
 
-def test_a_folder_with_something_else_is_refused_before_training(
+def test_a_folder_with_something_else_and_a_full_disk_are_refused_before_training(
     monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Msacl, "training_step", lambda *_: pytest.fail("training has begun"))
@@ -493,6 +495,9 @@ def test_a_folder_with_something_else_is_refused_before_training(
     (tmp_path / "full" / "file").touch()
     with pytest.raises(InputError, match="holds something else"):
         train(make_msacl(weights_dir=tmp_path / "full"), make_engine(), phantom_root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=99_000))
+    with pytest.raises(InputError, match=r"they take \d\.\d MB and the disk has 0\.1 MB left"):
+        train(make_msacl(weights_dir=tmp_path / "new"), make_engine(), phantom_root)
 
 
 @pytest.mark.parametrize(
