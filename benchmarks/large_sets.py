@@ -86,7 +86,13 @@ def look(folder: Path, seen: Path) -> dict[str, float]:
     cpu = time.process_time()
     check_datamodule(data, seen=seen)
     seconds, cpu = time.perf_counter() - at, time.process_time() - cpu
-    return {"set-up s": at - begin, "look s": seconds, "CPU s": cpu, "table MB": set_up - free, "look MB": peak() - set_up}
+    return {
+        "set-up s": at - begin,
+        "look s": seconds,
+        "CPU s": cpu,
+        "table MB": set_up - free,
+        "look MB": peak() - set_up,
+    }
 
 
 def train(folder: Path, way: str, rows: int) -> dict[str, float]:

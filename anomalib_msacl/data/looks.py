@@ -25,7 +25,7 @@ def seen_by_runs(folder: str | Path) -> Path:
     """Return the file that runs keep in their folder.
 
     Args:
-        folder: Where a run writes. Of the folders ``v0``, ``v1`` ... that anomalib numbers, all runs share the one above.
+        folder: Where a run writes. The folders ``v0``, ``v1`` ... that anomalib numbers share the one above.
     """
     folder = Path(folder)
     return (folder.parent if re.fullmatch(r"v\d+", folder.name) else folder) / SEEN

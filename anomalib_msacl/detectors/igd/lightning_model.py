@@ -17,12 +17,13 @@ from anomalib_msacl.compat import is_attached
 from anomalib_msacl.detectors.igd.checks import check_fit, check_numbers, check_sizes, normalisation_of
 from anomalib_msacl.detectors.igd.torch_model import IgdModel
 from anomalib_msacl.detectors.igd.training import IgdTraining, total_steps
+from anomalib_msacl.detectors.telling import TellsErrors
 from anomalib_msacl.pretraining.images import normal_of
 
 _STATE = "igd_training"  # entry of a checkpoint
 
 
-class Igd(AnomalibModule):
+class Igd(TellsErrors, AnomalibModule):
     """IGD (Chen, Tian, Pang, Carneiro, AAAI 2022, arXiv 2101.10043): Interpolated Gaussian Descriptor.
 
     An image is scored by how far its descriptor lies from those of normal images and by how badly it is reconstructed

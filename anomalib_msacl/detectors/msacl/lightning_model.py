@@ -25,6 +25,7 @@ from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_
 from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, check_image_size, refuse_normalize
 from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
+from anomalib_msacl.detectors.telling import TellsErrors
 from anomalib_msacl.pretraining.images import normal_of
 from anomalib_msacl.pretraining.lightning_model import (
     clip_gradients,
@@ -40,7 +41,7 @@ from anomalib_msacl.recipe import Recipe
 _STATE = "msacl_pretraining"  # entry of a checkpoint
 
 
-class Msacl(AnomalibModule):
+class Msacl(TellsErrors, AnomalibModule):
     """MSACL (arXiv 2109.01303): pre-train a backbone on normal images with synthetic lesions, then detect with it.
 
     Training needs normal images only. It follows the steps of :func:`anomalib_msacl.pretraining.pretrain`, and saves

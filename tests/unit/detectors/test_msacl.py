@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -487,14 +488,22 @@ def test_stopped_early_the_best_step_is_saved_all_the_same(
     assert equal(saved, shown[0])
 
 
-def test_a_folder_with_something_else_and_a_full_disk_are_refused_before_training(
-    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+def test_a_folder_with_something_else_and_a_full_disk_are_refused_before_training_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make_msacl: Make,
+    make_engine: Make,
+    phantom_root: Path,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.setattr(sys, "excepthook", lambda *_: pytest.fail("a traceback"))
     monkeypatch.setattr(Msacl, "training_step", lambda *_: pytest.fail("training has begun"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="holds something else") as refused:
         train(make_msacl(weights_dir=tmp_path / "full"), make_engine(), phantom_root)
+    sys.excepthook(InputError, refused.value, None)  # as Python does at the end of a program
+    assert capsys.readouterr().err.endswith(f"anomalib-msacl: error: {refused.value}\n")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=99_000))
     with pytest.raises(InputError, match=r"they take \d\.\d MB and the disk has 0\.1 MB left"):
         train(make_msacl(weights_dir=tmp_path / "new"), make_engine(), phantom_root)
