@@ -18,7 +18,7 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_msacl import distributed
@@ -257,8 +257,9 @@ class _Split:
             logger.warning("MSACL: all training images are copies of held-out ones, so that the choice sees nothing.")
         elif len(others) < len(rest):
             logger.info("MSACL: %d copies of held-out images are not trained with.", len(rest) - len(others))
-        self.held_out: Any = data.subsample(sorted(held_out))
-        self.training: Any = data.subsample(sorted(others or rest))
+        # not anomalib's subsample, which looks for every file once more
+        self.held_out: Any = Subset(data, sorted(held_out))
+        self.training: Any = Subset(data, sorted(others or rest))
         self._batch_size = recipe.batch_size
         self._collate = datamodule.external_collate_fn or data.collate_fn
         self._workers = datamodule.num_workers

@@ -172,7 +172,7 @@ def test_copies_of_held_out_images_are_not_trained_with(phantom_root: Path) -> N
     digests = {path: str(index // 2) for index, path in enumerate(paths)}  # every image twice
     images = _Split(data, make_recipe(held_out=0.2), digests)
     held_out, trained = (
-        {digests[path] for path in part.samples.image_path} for part in (images.held_out, images.training)
+        {digests[paths[index]] for index in part.indices} for part in (images.held_out, images.training)
     )
     assert len(images.held_out) == 4
     assert not held_out & trained

@@ -204,10 +204,9 @@ class Msacl(TellsErrors, AnomalibModule):
         return cast("ImageBatch", batch.update(**self.model(cast("Tensor", batch.image))._asdict()))
 
     def on_train_end(self) -> None:
-        """Save the backbone that was chosen; choose all the same when training was stopped early."""
+        """Choose and save all the same when training was stopped early."""
         if not self._chosen:
             self._finish()
-        save_chosen(self.trainer, self.run.result(), self._target())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""
@@ -233,12 +232,12 @@ class Msacl(TellsErrors, AnomalibModule):
             self.run.load_state_dict(checkpoint[_STATE], goes_on=is_attached(self))
 
     def _finish(self) -> None:
-        """Choose, realign, and fit the detector on the features that are kept."""
+        """Choose, realign, save the backbone, and fit the detector on the features that are kept."""
         self._chosen = True
         self.run.choose()
         normal = training_images(self)
         self.run.realign(normal)
-        self.run.result()
+        save_chosen(self.trainer, self.run.result(), self._target())  # before the checkpoints, which need more room
         if self.detector:
             fit_detector(self.model, normal, held_out_images(self), self.synthesis, self.recipe)
 
