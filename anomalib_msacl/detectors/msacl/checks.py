@@ -21,18 +21,6 @@ from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.preparation import check_trainer, transform_parts
 from anomalib_msacl.recipe import Recipe
 
-_LARGEST_SIDE = 1 << 14
-
-
-def check_image_size(size: int) -> None:
-    """Refuse a side of images that is none.
-
-    Raises:
-        InputError: If it is not a whole number above 0, or one that no memory holds.
-    """
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _LARGEST_SIDE:
-        raise InputError(f"Msacl: image_size is {size!r}, but must be a number of pixels from 1 to {_LARGEST_SIDE}.")
-
 
 def refuse_normalize(pre_processor: Any) -> None:
     """Refuse a pre-processor that normalises.

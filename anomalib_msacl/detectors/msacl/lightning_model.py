@@ -22,9 +22,10 @@ from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.compat import is_attached, set_max_steps
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_batches, training_images
-from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, check_image_size, refuse_normalize
+from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, refuse_normalize
 from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
+from anomalib_msacl.detectors.settings import LARGEST_SIDE, check_switches, check_whole
 from anomalib_msacl.detectors.telling import TellsErrors
 from anomalib_msacl.pretraining.images import normal_of
 from anomalib_msacl.pretraining.lightning_model import (
@@ -87,8 +88,9 @@ class Msacl(TellsErrors, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        check_switches("Msacl", detector=detector)
         if pre_processor is True:
-            check_image_size(image_size)
+            check_whole("Msacl", "image_size", image_size, 1, LARGEST_SIDE, "a number of pixels")
             pre_processor = self.configure_pre_processor((image_size, image_size))
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.recipe = Recipe.of(recipe)

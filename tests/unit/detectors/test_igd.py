@@ -343,8 +343,8 @@ def test_a_batch_of_validation_is_scored_as_it_is(fitted: Fitted) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 0}, r"width is 0; set it above 0"),
-        ({"learning_rate": -1.0}, r"learning_rate is -1.0; set it above 0"),
+        ({"width": 0}, r"width is 0, but must be a whole number from 1 to 1024"),
+        ({"learning_rate": -1.0}, r"learning_rate is -1.0, but must be a number above 0"),
         ({"image_size": 70}, r"patches of 32 pixels at a distance of 16 do not cover images of 70 x 70"),
         ({"patch_size": 96}, r"patch_size is 96; set it between 16 and the 64 pixels of the images"),
         ({"patch_stride": 40}, r"patches of 32 pixels at a distance of 40 do not cover"),
