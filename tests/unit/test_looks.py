@@ -126,3 +126,13 @@ def test_a_place_that_cannot_be_written_is_no_obstacle(images: list[str], read: 
         look_at_images(images, 2, tmp_path / "file" / "seen.json")
     look_at_images(images, 2, None)
     assert len(read) == 3 * len(images)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_one_pixel_makes_an_image_that_is_not_of_one_value(tmp_path: Path, mode: str) -> None:
+    for changed in (False, True):
+        image = Image.new(mode, (31, 17))
+        if changed:
+            image.putpixel((5, 6), 255 if mode != "RGB" else (0, 0, 255))
+        image.save(tmp_path / "image.png")
+        assert inspect_image(str(tmp_path / "image.png")).constant is not changed
