@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing --durations=25
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -254,8 +254,11 @@ class Recipe:
 
     Attributes:
         classes: ``|A|``, the normal class and the numbers of lesions 1, 2, ...; 4 in the paper.
-        max_steps: Optimiser steps, unless the trainer of :class:`anomalib_msacl.Msacl` names its own. With the callback
-            0 hands the initial weights over as they are, but for the scale of whitened maps.
+        max_steps: Optimiser steps of all trainings, unless the trainer of :class:`anomalib_msacl.Msacl` names its own.
+            With the callback 0 hands the initial weights over as they are, but for the scale of whitened maps.
+        trainings: Trainings that the steps are divided into. Each begins with the weights of before the first step,
+            and the mean of what they end with is taken: it depends less on the seed than one training does. Fewer are
+            made where each would have fewer than 30 steps.
         batch_size: Images of a batch, each seen once per class and view. The callback's;
             :class:`anomalib_msacl.Msacl` takes the datamodule's ``train_batch_size``.
         accumulate: Batches whose gradients make one step: less noise for the same memory.
@@ -283,6 +286,7 @@ class Recipe:
 
     classes: int = _within(2, 64, 4)
     max_steps: int = _not_negative(40)
+    trainings: int = _at_least_one(1)
     batch_size: int = _within(2, _LARGEST, 8)
     accumulate: int = _at_least_one(3)
     average: float = _within(_TINY, 1, 0.5)

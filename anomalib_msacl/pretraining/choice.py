@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,6 +23,21 @@ def step_name(step: int) -> str:
     'step 20'
     """
     return f"step {step}"
+
+
+def is_due(evaluations: int, step: int, total: float) -> bool:
+    """Return whether a candidate is compared after a step.
+
+    Args:
+        evaluations: How often one is compared in a run.
+        step: Steps made so far.
+        total: Steps of the run; infinite if unknown, and then every 25 steps are due.
+
+    >>> [step for step in range(1, 41) if is_due(2, step, 40)]
+    [20, 40]
+    """
+    every = math.ceil(total / evaluations) if evaluations and math.isfinite(total) else 25
+    return evaluations > 0 and (step >= total or step % every == 0)
 
 
 class Choice:

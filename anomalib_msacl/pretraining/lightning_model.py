@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
@@ -21,11 +20,20 @@ from anomalib_msacl.pretraining.loggers import show_lesions
 from anomalib_msacl.pretraining.questions import Score
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.pretraining.torch_model import MsaclTerms, class_separation
+from anomalib_msacl.pretraining.trainings import bounds, number_of_trainings
 from anomalib_msacl.recipe import OptimizerRecipe, Recipe
 
 _WARMUP = 100  # steps, where nobody knows how many there will be
 
-Consider = Callable[[int, float], Score | None]
+
+class Run(Protocol):
+    """What is asked before and after every step, with the steps made and the steps to make."""
+
+    def begin_training(self, step: int, total: float) -> bool:
+        """Set weights back where the next of several trainings begins; return whether that is so."""
+
+    def consider(self, step: int, total: float) -> Score | None:
+        """Compare a candidate, if one is due."""
 
 
 class Trainable(Protocol):
@@ -36,9 +44,37 @@ class Trainable(Protocol):
     synthesis: Synthesis
     recipe: Recipe
     trainer: Trainer
+    run: Run
 
 
-class PretrainingModule(LightningModule):
+class Optimization:
+    """The hooks of the optimiser, for Lightning modules with the attributes of :class:`Trainable`."""
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW or SGD with warm-up and cosine, per step."""
+        return optimizer_of(cast("LightningModule", self))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to the recipe's norm unless the trainer names one: ``l_ctr`` diverges without."""
+        settings = cast("Trainable", self).recipe.optimizer
+        clip_gradients(optimizer, settings, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Begin the next of several trainings when the last one is over."""
+        del batch, batch_idx
+        trainable = cast("Trainable", self)
+        trainer = trainable.trainer
+        if trainable.run.begin_training(trainer.global_step, trainer.estimated_stepping_batches):
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
+
+
+class PretrainingModule(Optimization, LightningModule):
     """Trains an encoder and the heads of the terms; nothing else.
 
     Args:
@@ -47,7 +83,7 @@ class PretrainingModule(LightningModule):
         synthesis: Makes the images of all classes.
         recipe: Optimiser, schedule and number of views.
         images: What the trainer's loader yields.
-        consider: Called after every step with the steps made and the steps to make; returns a score now and then.
+        run: Asked before and after every step.
         checkpoints: Keeps the run on disk; None does not.
     """
 
@@ -58,12 +94,12 @@ class PretrainingModule(LightningModule):
         synthesis: Synthesis,
         recipe: Recipe,
         images: NormalImages,
-        consider: Consider,
+        run: Run,
         checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.terms, self.synthesis, self.recipe = encoder, terms, synthesis, recipe
-        self.images, self.consider, self.checkpoints = images, consider, checkpoints
+        self.images, self.run, self.checkpoints = images, run, checkpoints
         self._seen = 0
 
     def on_train_start(self) -> None:
@@ -75,19 +111,6 @@ class PretrainingModule(LightningModule):
         """Return the weighted sum of the terms of a batch."""
         return training_loss(self, self.images.of_batch(batch), batch_idx)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW or SGD with warm-up and cosine, per step."""
-        return optimizer_of(self)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip to the recipe's norm unless the trainer names one: ``l_ctr`` diverges without."""
-        clip_gradients(optimizer, self.recipe.optimizer, gradient_clip_val, gradient_clip_algorithm)
-
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the candidate of a step, once."""
         del outputs, batch, batch_idx
@@ -95,7 +118,7 @@ class PretrainingModule(LightningModule):
         if step == self._seen:  # gradients are accumulated: no new weights yet
             return
         self._seen, total = step, self.trainer.estimated_stepping_batches
-        log_score(self, self.consider(step, total))
+        log_score(self, self.run.consider(step, total))
         if step >= total:
             self.trainer.should_stop = True  # else Lightning logs nothing of a last step between two intervals
         elif self.checkpoints is not None:
@@ -157,10 +180,16 @@ def optimizer_of(module: LightningModule) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.SGD(trained, settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay)
     else:
         optimizer = torch.optim.AdamW(trained, settings.learning_rate, weight_decay=settings.weight_decay)
-    total = trainable.trainer.estimated_stepping_batches
-    warmup = max(1, round(settings.warmup * total)) if math.isfinite(total) else _WARMUP
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, warmup, total))
+    total, wanted = trainable.trainer.estimated_stepping_batches, trainable.recipe.trainings
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, total, wanted, settings.warmup))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _factor(step: int, total: float, wanted: int, warmup: float) -> float:
+    """Return the factor of the learning rate at a step of a run that may be divided into several trainings."""
+    first, end = bounds(step, total, number_of_trainings(wanted, total))
+    length = end - first
+    return warm_cosine(step - first, max(1, round(warmup * length)) if math.isfinite(length) else _WARMUP, length)
 
 
 def clip_gradients(

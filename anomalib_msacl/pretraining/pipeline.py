@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.tensors import StateDict, copy_of
 from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints, tell_stopped
-from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, step_name
+from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, is_due, step_name
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
 from anomalib_msacl.pretraining.preparation import check_trainer
@@ -36,6 +35,7 @@ from anomalib_msacl.pretraining.progress import show_stage, whole_bar
 from anomalib_msacl.pretraining.questions import Score, draw_questions
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.pretraining.torch_model import MsaclTerms
+from anomalib_msacl.pretraining.trainings import Trainings
 from anomalib_msacl.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -186,6 +186,7 @@ class Pretraining:
         terms: Projection, heads and terms.
         synthesis: Makes the images of all classes.
         choice: The candidates and their scores.
+        trainings: What the trainings that are over have left.
         steps: Optimiser steps made so far.
     """
 
@@ -196,6 +197,7 @@ class Pretraining:
             self.terms = MsaclTerms(encoder, recipe)
         self.synthesis = Synthesis(recipe)
         self.choice = Choice()
+        self.trainings = Trainings(recipe.trainings)
         self.steps = 0
         self._initial = replace(provenance, layers=provenance.layers or tuple(encoder.layers))
         self._provenance = self._initial
@@ -269,7 +271,7 @@ class Pretraining:
 
     def train(self, images: NormalImages, trainer: Trainer, checkpoints: Checkpoints | None = None) -> None:
         """2. Train on images of all classes; candidates are compared on the way."""
-        parts = (self.encoder, self.terms, self.synthesis, self.recipe, images, self.consider, checkpoints)
+        parts = (self.encoder, self.terms, self.synthesis, self.recipe, images, self, checkpoints)
         path = None
         if checkpoints is not None:
             checkpoints.state = self.state_dict
@@ -283,14 +285,20 @@ class Pretraining:
             raise
         self.to(trainer.strategy.root_device)  # Lightning moves a trained module back to the CPU
 
-    def is_due(self, step: int, total: float) -> bool:
-        """Whether a candidate is compared after a step."""
-        evaluations = self.recipe.choice.evaluations
-        every = math.ceil(total / evaluations) if evaluations and math.isfinite(total) else 25
-        return evaluations > 0 and (step >= total or step % every == 0)
+    def begin_training(self, step: int, total: float) -> bool:
+        """Begin the next of several trainings, with the weights of before the first step, if the last one is over.
+
+        Args:
+            step: Optimiser steps made so far.
+            total: Steps that will be made; infinite if unknown.
+
+        Returns:
+            Whether weights were set back.
+        """
+        return self.trainings.begin(step, total, self.encoder.backbone, self.terms, self._start)
 
     def consider(self, step: int, total: float) -> Score | None:
-        """3. Average the trained weights with those before the first step: a candidate, compared where it is due.
+        """3. Average the weights of the trainings with those of before: a candidate, compared where it is due.
 
         Args:
             step: Optimiser steps made so far.
@@ -300,7 +308,7 @@ class Pretraining:
             Its score; None where none was due.
         """
         self.steps = step
-        if self.choice.questions is None or not self.is_due(step, total):
+        if self.choice.questions is None or not is_due(self.recipe.choice.evaluations, step, total):
             return None
         return self._consider(step_name(step), self._average())
 
@@ -347,7 +355,8 @@ class Pretraining:
     def state_dict(self) -> dict[str, Any]:
         """Return plain data and tensors of a run that is to go on later; networks are not among them."""
         provenance = {**self._provenance.own_entry(), **self._provenance.pretrained_cfg()}
-        return {"choice": self.choice.state_dict(), "start": self._start, "steps": self.steps, "made_for": provenance}
+        parts = {"choice": self.choice.state_dict(), "trainings": self.trainings.state_dict()}
+        return {**parts, "start": self._start, "steps": self.steps, "made_for": provenance}
 
     def load_state_dict(self, state: dict[str, Any], goes_on: bool) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -357,6 +366,7 @@ class Pretraining:
             goes_on: Whether the run goes on; otherwise the restored weights are the initial ones from now on.
         """
         self.choice.load_state_dict(state["choice"])
+        self.trainings.load_state_dict(state["trainings"])
         self._start, self.steps, made_for = state["start"], state["steps"], state["made_for"]
         layers, std = tuple(made_for["layers"]), made_for["feature_std"]
         self._provenance = replace(self._provenance, layers=layers, feature_std=std)
@@ -377,8 +387,8 @@ class Pretraining:
         return WHITENED if WHITENED in self.choice.scores else UNTOUCHED
 
     def _average(self) -> StateDict:
-        """Return the average of the weights before the first step and the present ones."""
-        present, share = copy_of(self.encoder.backbone), self.recipe.average
+        """Return the average of the weights before the first step and the mean of those of the trainings."""
+        present, share = self.trainings.mean(copy_of(self.encoder.backbone), self.steps), self.recipe.average
         if share == 1 or not self.steps:  # weights that are not finite must not come back through 0 * inf either
             return present
         return {

@@ -13,7 +13,6 @@ from anomalib.metrics import AUROC, AnomalibMetric, Evaluator
 from anomalib.models.components.base import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.visualization import Visualizer
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchvision.transforms.v2 import Compose, Resize
@@ -28,13 +27,7 @@ from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.detectors.settings import LARGEST_SIDE, check_switches, check_whole
 from anomalib_msacl.detectors.telling import TellsErrors
 from anomalib_msacl.pretraining.images import normal_of
-from anomalib_msacl.pretraining.lightning_model import (
-    clip_gradients,
-    log_score,
-    optimizer_of,
-    restore_random,
-    training_loss,
-)
+from anomalib_msacl.pretraining.lightning_model import Optimization, log_score, restore_random, training_loss
 from anomalib_msacl.pretraining.pipeline import Pretraining
 from anomalib_msacl.pretraining.preparation import check_trainable, encoder_for
 from anomalib_msacl.recipe import Recipe
@@ -42,7 +35,7 @@ from anomalib_msacl.recipe import Recipe
 _STATE = "msacl_pretraining"  # entry of a checkpoint
 
 
-class Msacl(TellsErrors, AnomalibModule):
+class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
     """MSACL (arXiv 2109.01303): pre-train a backbone on normal images with synthetic lesions, then detect with it.
 
     Training needs normal images only. It follows the steps of :func:`anomalib_msacl.pretraining.pretrain`, and saves
@@ -134,19 +127,6 @@ class Msacl(TellsErrors, AnomalibModule):
     def learning_type(self) -> LearningType:
         """Normal images only."""
         return LearningType.ONE_CLASS
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW or SGD with warm-up and cosine, per step."""
-        return optimizer_of(self)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip to the recipe's norm unless the trainer names one: ``l_ctr`` diverges without."""
-        clip_gradients(optimizer, self.recipe.optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def setup(self, stage: str) -> None:
         """Look at every image before any long work."""

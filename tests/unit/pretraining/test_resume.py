@@ -21,7 +21,7 @@ from anomalib_msacl import InputError, MsaclPretraining, pretrain
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.backbone.folder import is_intact, remove_leftovers, save_backbone
 from anomalib_msacl.data.looks import SEEN
-from anomalib_msacl.pretraining import Pretrained
+from anomalib_msacl.pretraining import Pretrained, trainings
 from anomalib_msacl.pretraining.checkpoints import Checkpoints
 from anomalib_msacl.pretraining.locking import alone_with
 from tests.conftest import make_recipe, phantom
@@ -29,6 +29,13 @@ from tests.conftest import make_recipe, phantom
 Make = Callable[..., Any]
 # Ten images make two batches of four and, as nothing is dropped, one of two: three batches, two steps an epoch.
 RUN: dict[str, Any] = {"max_steps": 5, "batch_size": 4, "accumulate": 2, "evaluations": 2, "centre_images": 4}
+
+
+@pytest.fixture
+def two_trainings(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Let a run of few steps be divided all the same."""
+    monkeypatch.setattr(trainings, "SHORTEST", 1)
+    return {"trainings": 2}
 
 
 class Killed(BaseException):
@@ -48,29 +55,29 @@ class Killing(Checkpoints):
             raise Killed
 
 
-def run(checkpoints: Checkpoints | None = None, seed: int = 3) -> Pretrained:
+def run(checkpoints: Checkpoints | None = None, seed: int = 3, **settings: Any) -> Pretrained:
     torch.manual_seed(seed)
     backbone, provenance = create_backbone("test_efficientnet", "random")
     images = torch.rand(16, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     loader = torch.utils.data.DataLoader(images[:10], batch_size=4, shuffle=True)
     encoder = Encoder(backbone, frozen_stride=4)
-    return pretrain(encoder, provenance, loader, images[10:], make_recipe(**RUN), checkpoints=checkpoints)
+    return pretrain(encoder, provenance, loader, images[10:], make_recipe(**RUN, **settings), checkpoints=checkpoints)
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
-    """Killed after the first step, which is in the middle of an epoch, after the second, which ends it, and later."""
-    whole = run()
+def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path, two_trainings: dict[str, Any]) -> None:
+    """Killed in the middle of an epoch, at the end of it and of the first training, and in the second training."""
+    whole = run(**two_trainings)
     path = tmp_path / "run.ckpt"
     for step in (1, 2, 4):  # each goes on from the last
         with pytest.raises(Killed):
-            run(Killing(path, step))
+            run(Killing(path, step), **two_trainings)
         assert torch.load(path, weights_only=True)["global_step"] == step
     last = Checkpoints(path)
-    found = run(last)
+    found = run(last, **two_trainings)
     assert last.resumed
     assert equal(found.weights, whole.weights)
     assert [*found.candidates] == [*whole.candidates]
@@ -123,10 +130,13 @@ def test_on_a_full_disk_the_run_ends_in_a_sentence_and_goes_on_later(
 
 
 def test_msacl_resumes_to_the_weights_of_a_run_that_was_not_stopped(
-    make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+    make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path, two_trainings: dict[str, Any]
 ) -> None:
-    """The checkpoint of the first step lies in the middle of an epoch of four batches."""
-    recipe = make_recipe(max_steps=4, batch_size=4, accumulate=2, evaluations=1, evaluation_images=4, centre_images=4)
+    """The checkpoint of the first step lies in the middle of an epoch of four batches, that of the second between two
+    trainings, though Lightning writes it before anything of this package runs.
+    """
+    settings = {"max_steps": 4, "batch_size": 4, "accumulate": 2, "evaluations": 1, "evaluation_images": 4}
+    recipe = make_recipe(**settings, centre_images=4, **two_trainings)
     saved = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
     def data() -> Any:
