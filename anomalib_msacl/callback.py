@@ -204,6 +204,7 @@ class MsaclPretraining(Callback):
         )
         shows = outer.progress_bar_callback is not None
         own = CSVLogger(self.root, name="logs", version=directory.name)
+        distributed.on_main(_forget_requeued, Path(own.log_dir))
         trainer = make_trainer(
             task.recipe,
             **devices_of(outer),
@@ -211,7 +212,7 @@ class MsaclPretraining(Callback):
             logger=[own, *(UnderPrefix(logger) for logger in outer.loggers)],
             callbacks=[StepsBar()] if shows else None,
             enable_progress_bar=shows,
-            default_root_dir=self.root,
+            default_root_dir=own.log_dir,
         )
         training, held_out = (NormalImages(loader, task.transform) for loader in split.loaders())
         checkpoints = Checkpoints(directory.with_name(f"{directory.name}.ckpt"), self.checkpoint_minutes)
@@ -278,6 +279,12 @@ class _Split:
         return DataLoader(
             data, collate_fn=self._collate, num_workers=self._workers, persistent_workers=persistent, **options
         )
+
+
+def _forget_requeued(folder: Path) -> None:
+    """Remove what Lightning has saved when SLURM was about to end a job: it would resume from it, past whitening."""
+    for path in folder.glob("hpc_ckpt_*.ckpt"):
+        path.unlink(missing_ok=True)
 
 
 def _precision(precision: str) -> Any:  # one of Lightning's literals
