@@ -5,9 +5,11 @@ Nothing heavy is imported before it is needed: ``--help`` answers at once.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from jsonargparse import ArgumentParser
 from anomalib_msacl.errors import InputError, one_line_errors
 
 _HERE = Path(__file__).parent
-_LIGHTNING = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")  # its loggers
+_LOUD = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric", "anomalib")  # loggers
 _CONFIG = ("--config", "-c")
 _ANOMALIB = ("train", "fit", "validate", "test", "predict", "export")
 
@@ -30,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Those of the process if None.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with one_line_errors():
+    with one_line_errors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries among each other
         if given and given[0] in _ANOMALIB:
             _run_anomalib(given)
             return
@@ -79,7 +82,10 @@ def configs(name: str | None = None, copy: str | None = None) -> None:
     if not name:
         if copy:
             raise InputError("--copy needs the name of a configuration before it.")
-        print(*config_paths(), sep="\n")
+        paths = config_paths()
+        width = max((len(path.stem) for path in paths), default=0)
+        for path in paths:
+            print(f"{path.stem:{width}}  {_purpose(path)}")
         return
     path = config_path(name)
     if copy:
@@ -92,6 +98,12 @@ def configs(name: str | None = None, copy: str | None = None) -> None:
             raise InputError(f"cannot write {target} ({error.strerror}); name another file.") from error
         path = target
     print(path)
+
+
+def _purpose(path: Path) -> str:
+    """Return the first sentence of the comment that a configuration begins with."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+    return first.partition(". ")[0].rstrip(".:")
 
 
 def lesions(data: str, out: str = "lesions.png", size: int = 128, seed: int = 0) -> None:
@@ -149,16 +161,21 @@ def compare(
         seeds: How often everything is done anew.
         out: Folder for the page, the scores and the weights.
     """
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}; set it to 1 or more.")
+    with _quiet("anomalib_msacl.comparison"):
+        _compare(data, models, seeds, Path(out))
+
+
+def _compare(data: str, models: str, seeds: int, place: Path) -> None:
+    """Compare, and write the page and the scores."""
     from anomalib_msacl.comparison import find_layout, run_trials, summary, write_scores  # noqa: PLC0415
     from anomalib_msacl.comparison.configured import Configured  # noqa: PLC0415
 
-    if seeds < 1:
-        raise InputError(f"--seeds is {seeds}; set it to 1 or more.")
     configs = [Configured.read(_config_file(name)) for name in models.split(",")]
-    layout, place = find_layout(data), Path(out)
+    layout = find_layout(data)
     place.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        trials = list(run_trials(layout, configs, range(seeds), place, lambda line: print(line, file=sys.stderr)))
+    trials = list(run_trials(layout, configs, range(seeds), place, lambda line: print(line, file=sys.stderr)))
     page = summary(trials)
     (place / "comparison.md").write_text(page, encoding="utf-8")
     if trials[0].untouched:
@@ -179,9 +196,9 @@ def report(run: str, out: str | None = None, before: bool = True) -> None:
         out: The file to write; report.html in that folder if left out.
         before: Fit the detector on the untouched backbone too, to show maps before and after.
     """
-    from anomalib_msacl.report.page import write_report  # noqa: PLC0415
+    with _quiet("anomalib_msacl.report.page"):
+        from anomalib_msacl.report.page import write_report  # noqa: PLC0415
 
-    with _quiet():
         print(write_report(run, out, before))
 
 
@@ -193,24 +210,31 @@ def demo(model: str | None = None, port: int = 7860, model_class: str | None = N
         port: Port of the page.
         model_class: Class of a checkpoint's model, e.g. Patchcore, where its settings do not tell.
     """
-    from anomalib_msacl.demo.page import show_page  # noqa: PLC0415
+    with _quiet("anomalib_msacl.demo.page"):
+        from anomalib_msacl.demo.page import show_page  # noqa: PLC0415
 
-    with _quiet():
         show_page(model, port, model_class)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Let Lightning keep to warnings: a command that runs it many times would drown what it says itself."""
-    loggers = [logging.getLogger(name) for name in _LIGHTNING]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+def _quiet(module: str) -> Iterator[None]:
+    """Let other libraries tell errors only: a command that runs them many times would drown what it says itself.
+
+    Args:
+        module: Of the command; imported here.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        importlib.import_module(module)  # some libraries set their levels when they are imported
+        loggers = [logging.getLogger(name) for name in _LOUD]
+        levels = [each.level for each in loggers]
+        for each in loggers:
+            each.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.setLevel(level)
 
 
 # Words of a command that take none, or several.

@@ -21,5 +21,5 @@ def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show names of objects plainly."""
-    return _ROLE.sub(r"\1", html)
+    """Show names of objects plainly, and keep a figure and its deviation on one line."""
+    return _ROLE.sub(r"\1", html).replace(" ± ", "\u00a0±\u00a0")

@@ -34,7 +34,7 @@ _TEMPLATE = """---
 | candidate | image AUROC | pixel AUROC |
 |---|---|---|
 {% for name, image, pixel in facts.candidates -%}
-| {{ name }} | {{ "%.4f" | format(image) }} | {{ "%.4f" | format(pixel) }} |
+| {{ name }} | {{ "%.3f" | format(image) }} | {{ "%.3f" | format(pixel) }} |
 {% endfor %}
 {%- endif %}
 Load with `timm.create_model("local-dir:DIR", pretrained=True)`, or name `DIR` as `weights`.

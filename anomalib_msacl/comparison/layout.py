@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical import MedicalFolder
-from anomalib_msacl.medical.kinds import is_image
+from anomalib_msacl.medical.kinds import is_image, training_folder
 
-TRAINING = ("train/good", "train/normal", "train")
 _NORMAL = ("good", "normal")
 
 
@@ -49,17 +47,6 @@ class Layout:
             val_split_mode="none",
             seed=seed,
         )
-
-
-def training_folder(root: Path) -> Path:
-    """Return where a set keeps its normal training images; the folder itself where it has no such place.
-
-    Raises:
-        InputError: If it is no folder.
-    """
-    if not root.is_dir():
-        raise InputError(f"{root} is no folder; name one of normal images.")
-    return next((root / name for name in TRAINING if (root / name).is_dir()), root)
 
 
 def find_layout(root: str | Path) -> Layout:

@@ -49,17 +49,16 @@ def _tested(trials: Sequence[Trial]) -> Iterator[str]:
     ill, seeds = sum(labels), len({trial.seed for trial in trials})
     yield f"Image AUROC on {len(labels) - ill} normal and {ill} abnormal test images, {_count(seeds, 'seed')}."
     yield ""
-    yield "| model | untouched | pre-trained | difference | 95 % over seeds | 95 % over images |"
-    yield "|---|---|---|---|---|---|"
-    told = []
+    rows, told = [], []
     for model, own in _by_model(trials):
         before, after = ([_auroc(outcome) for outcome in side] for side in _sides(own))
         mean, half = interval([b - a for a, b in zip(before, after, strict=True)])
         low, high = _over_images(own)
         over_seeds = "-" if math.isnan(half) else f"{mean - half:+.3f} to {mean + half:+.3f}"
         over_images = f"{low:+.3f} to {high:+.3f}"
-        yield f"| {model} | {spread(before)} | {spread(after)} | {mean:+.3f} | {over_seeds} | {over_images} |"
+        rows.append((model, spread(before), spread(after), f"{mean:+.3f}", over_seeds, over_images))
         told.append(_verdict(model, (mean - half, mean + half), (low, high)))
+    yield from _table(("model", "untouched", "pre-trained", "difference", "95 % over seeds", "95 % over images"), rows)
     yield ""
     yield from told
     yield from _pixels(trials)
@@ -75,15 +74,24 @@ def _untested(trials: Sequence[Trial]) -> Iterator[str]:
     yield "There are no abnormal test images, so that nothing can be said of real lesions. What can be said: how well"
     yield "held-out normal images are told from copies with synthetic lesions of families that were not trained with."
     yield ""
-    yield "| model | seed | untouched | kept | which is |"
-    yield "|---|---|---|---|---|"
+    rows = []
     for trial in trials:
         scores = {name: image for name, image, _ in trial.choice.candidates}
         kept = trial.choice.kept or "last step"
         cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in ("untouched", kept)]
-        yield f"| {trial.model} | {trial.seed} | {cells[0]} | {cells[1]} | {kept} |"
+        rows.append((trial.model, str(trial.seed), *cells, kept))
+    yield from _table(("model", "seed", "untouched", "kept", "which is"), rows)
     yield ""
     yield "Synthetic lesions are a guide, not a proof. Labelled images in test/good and test/lesion would tell more."
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a table whose columns stand below each other in a terminal too."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+    yield f"| {lines[0]} |"
+    yield f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+    yield from (f"| {line} |" for line in lines[1:])
 
 
 def _verdict(model: str, seeds: tuple[float, float], images: tuple[float, float]) -> str:
@@ -105,13 +113,13 @@ def _pixels(trials: Sequence[Trial]) -> Iterator[str]:
     yield ""
     yield "Pixel AUROC, of maps of at most 128 pixels a side:"
     yield ""
-    yield "| model | untouched | pre-trained | difference | 95 % over seeds |"
-    yield "|---|---|---|---|---|"
+    rows = []
     for model, own in found:
         before, after = ([_pixel_auroc(outcome) for outcome in side] for side in _sides(own))
         mean, half = interval([b - a for a, b in zip(before, after, strict=True)])
         over_seeds = "-" if math.isnan(half) else f"{mean - half:+.3f} to {mean + half:+.3f}"
-        yield f"| {model} | {spread(before)} | {spread(after)} | {mean:+.3f} | {over_seeds} |"
+        rows.append((model, spread(before), spread(after), f"{mean:+.3f}", over_seeds))
+    yield from _table(("model", "untouched", "pre-trained", "difference", "95 % over seeds"), rows)
 
 
 def _by_model(trials: Sequence[Trial]) -> list[tuple[str, list[Trial]]]:

@@ -1,10 +1,11 @@
-"""Kinds of image files, by their names or first bytes."""
+"""Kinds of image files, by their names or first bytes, and where a set keeps its normal ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.image import Kind
 
 DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
@@ -12,6 +13,7 @@ NIFTI_EXTENSIONS = (".nii", ".nii.gz")
 # Those of torchvision, and so of anomalib, and JPEG 2000.
 RASTER_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".jp2", ".j2k", ".jpx")
 EXTENSIONS = (*RASTER_EXTENSIONS, *DICOM_EXTENSIONS, *NIFTI_EXTENSIONS)
+TRAINING = ("train/good", "train/normal", "train")
 
 _PREAMBLE = 128  # bytes before the prefix of a DICOM file
 
@@ -63,3 +65,14 @@ def stem_of(path: Path) -> str:
     lower = path.name.lower()
     end = next((end for end in sorted(EXTENSIONS, key=len, reverse=True) if lower.endswith(end)), "")
     return path.name[: len(path.name) - len(end)]
+
+
+def training_folder(root: Path) -> Path:
+    """Return where a set keeps its normal training images; the folder itself where it has no such place.
+
+    Raises:
+        InputError: If it is no folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder; name one of normal images.")
+    return next((root / name for name in TRAINING if (root / name).is_dir()), root)

@@ -52,7 +52,7 @@ def curves(found: Mapping[str, Sequence[tuple[float, float]]], label: str) -> st
             axes[0].plot(*zip(*points, strict=True), line, marker=marker, markersize=4, color=colour, label=name)
         axes[0].set_xlabel("optimiser steps")
         axes[0].set_ylabel(label)
-        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0].xaxis.set_major_locator(_whole(6))
         if len(found) > 1:
             axes[0].legend()
     return _svg(output, label)
@@ -78,6 +78,7 @@ def histogram(parts: Mapping[str, Sequence[ArrayLike]], threshold: float | None)
             axis.set_title(title)
             axis.set_xlabel("anomaly score")
         axes[0].set_ylabel("images")
+        axes[0].yaxis.set_major_locator(_whole(5))
         axes[-1].legend()
     return _svg(output, "score histograms")
 
@@ -86,11 +87,12 @@ def roc(lines: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]]) 
     """Draw receiver operating characteristics.
 
     Args:
-        lines: By name: false positive rate, true positive rate, and the bounds of the latter.
+        lines: By name, one or two, the pre-trained backbone last: false positive rate, true positive rate, and the
+            bounds of the latter.
     """
     with _chart(1, square=True) as (axes, output):
         axes[0].plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":")
-        styles = zip((_INK, _THIRD), ("--", "-"), strict=True)
+        styles = [(_INK, "--"), (_THIRD, "-")][-len(lines) :]
         for (name, (false, true, low, high)), (colour, line) in zip(lines.items(), styles, strict=False):
             axes[0].plot(false, true, line, color=colour, label=name)
             axes[0].fill_between(np.asarray(false), np.asarray(low), np.asarray(high), color=colour, alpha=0.15, lw=0)
@@ -124,6 +126,11 @@ def planes(found: Sequence[Plane]) -> str:
     return _svg(output, "feature space before and after")
 
 
+def _whole(number: int) -> MaxNLocator:
+    """Return what puts ticks at round whole numbers, at most so many."""
+    return MaxNLocator(number, steps=[1, 2, 5, 10], integer=True)
+
+
 @contextmanager
 def _chart(panels: int, square: bool = False) -> Iterator[tuple[Any, io.StringIO]]:
     """Give axes side by side, and the text that they are written to at the end."""
@@ -149,11 +156,9 @@ def _svg(output: io.StringIO, title: str) -> str:
         text = text.replace(stand_in, colour)
     width = re.search(r'width="([\d.]+)pt"', text)
     side = float(width.group(1)) * 4 / 3 if width else 0
-    shown = (
-        f'style="max-width:{side:.0f}px;min-width:{0.7 * side:.0f}px"'
-        if side > _WIDE
-        else (f'style="max-width:{side:.0f}px"')
-    )
+    shown = f'style="max-width:{side:.0f}px"'
+    if side > _WIDE:
+        shown = f'class="wide" style="max-width:{side:.0f}px;min-width:{0.7 * side:.0f}px"'
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return text.replace("<svg", f'<svg role="img" aria-label="{title}" {shown}', 1)

@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2.functional import resize, to_pil_image
 
-from anomalib_msacl.comparison.layout import training_folder
 from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions import LesionMixture, Lesions
-from anomalib_msacl.medical.kinds import is_image
+from anomalib_msacl.medical.kinds import is_image, training_folder
 from anomalib_msacl.medical.reader import ImageReader
 from anomalib_msacl.recipe import Recipe
 
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 _OUTLINE = (0.0, 0.62, 0.45)  # a green that people with colour blindness tell from tissue
-_LABEL = 16  # pixels below a column
+_TITLES = ("original", "lesions", "outlines")
+_GAP, _LINE, _ROOM = 2, 15, 20  # pixels between images, of a line of text, of the titles at the left
 
 
 def lesion_sheet(
@@ -29,9 +30,9 @@ def lesion_sheet(
 ) -> Image.Image:
     """Draw synthetic lesions on images of a folder.
 
-    Three rows: the images as they are, with one, two and three lesions in turn, and the same with the outlines of the
-    masks. Below each column stand the families of its lesions. The images are spread evenly over the folder in the
-    order of their names.
+    Three rows, with their titles at the left: the images as they are, with one, two and three lesions in turn, and the
+    same with the outlines of the masks. Below each column stand the families of its lesions. The images are spread
+    evenly over the folder in the order of their names.
 
     Args:
         folder: A folder of normal images, DICOM and NIfTI files among them, or a set that has ``train/good``.
@@ -118,19 +119,35 @@ def _labels(lesions: Lesions, number: int) -> list[str]:
 
 
 def _draw_sheet(rows: Sequence[Tensor], labels: Sequence[str]) -> Image.Image:
-    """Return rows of images with a label below each column."""
-    size, gap = rows[0].shape[-1], 2
-    width, height = len(labels) * (size + gap) + gap, len(rows) * (size + gap) + gap
-    sheet = Image.new("RGB", (width, height + 2 * _LABEL), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for column, label in enumerate(labels):
-        left = gap + column * (size + gap)
-        for line, row in enumerate(rows):
-            sheet.paste(to_pil_image(row[column].clamp(0, 1)), (left, gap + line * (size + gap)))
-        words, lines = label.split(", "), [""]
-        for word in words:
-            longer = f"{lines[-1]}, {word}" if lines[-1] else word
-            lines = [*lines[:-1], longer] if pen.textlength(longer, font) <= size else [*lines, word]
-        for line, text in enumerate(lines[:2]):
-            pen.text((left, height + line * (_LABEL - 3)), text, fill="black", font=font)
+    """Return rows of images with a title at the left of each, and a label below each column."""
+    step, font = rows[0].shape[-1] + _GAP, ImageFont.load_default(12)
+    texts = [_lines(label, font, step - _GAP) for label in labels]
+    height = len(rows) * step + _GAP
+    size = (_ROOM + len(labels) * step + _GAP, height + _LINE * max(map(len, texts)) + _GAP)
+    sheet = Image.new("RGB", size, "white")
+    for line, (row, title) in enumerate(zip(rows, _TITLES, strict=True)):
+        top = _GAP + line * step
+        sheet.paste(_title(title, step - _GAP), (0, top))
+        for column, image in enumerate(row):
+            sheet.paste(to_pil_image(image.clamp(0, 1)), (_ROOM + _GAP + column * step, top))
+    pen = ImageDraw.Draw(sheet)
+    for column, text in enumerate(texts):
+        pen.text((_ROOM + _GAP + column * step, height), "\n".join(text), fill="black", font=font, spacing=1)
     return sheet
+
+
+def _title(text: str, length: int) -> Image.Image:
+    """Return the title of a row, to be read from below."""
+    font = ImageFont.load_default(min(12, length / 4))
+    strip = Image.new("RGB", (length, _ROOM), "white")
+    ImageDraw.Draw(strip).text((length / 2, _ROOM / 2), text, fill="black", font=font, anchor="mm")
+    return strip.transpose(Image.Transpose.ROTATE_90)
+
+
+def _lines(label: str, font: _Font, width: int) -> list[str]:
+    """Return a label in lines that are no wider than an image, unless a single word is."""
+    lines = [""]
+    for word in label.split(", "):
+        longer = f"{lines[-1]}, {word}" if lines[-1] else word
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width or not lines[-1] else [*lines, word]
+    return lines

@@ -28,12 +28,12 @@ class Row:
 
     Attributes:
         name: Name of its file.
-        words: What is said of it.
+        words: What is said of it, line by line.
         pictures: Title and PNG, as a data URI.
     """
 
     name: str
-    words: str
+    words: Sequence[str]
     pictures: Sequence[tuple[str, str]]
 
 

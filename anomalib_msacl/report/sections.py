@@ -247,12 +247,12 @@ def _row(found: Findings, row: int, arms: Sequence[tuple[str, Outcome]], scales:
     assert found.images is not None  # noqa: S101  # the caller has looked
     mask = None if after.masks is None else after.masks[row]
     pictures = [("image", uri(image_picture(found.images(row), mask)))]
-    words = []
+    words = ["score"]
     for title, outcome in arms:
         words.append(f"{title}: {float(outcome.score[row]):.3f}")
         if outcome.maps is not None:
             pictures.append((title, uri(map_picture(outcome.maps[row], scales[title]))))
-    return Row(Path(after.paths[row]).name, "score, " + "; ".join(words), pictures)
+    return Row(Path(after.paths[row]).name, words, pictures)
 
 
 def _words(value: Any) -> str:

@@ -21,7 +21,9 @@ def test_the_configurations_are_found(capsys: pytest.CaptureFixture[str]) -> Non
     main(["configs", "msacl_padim"])
     assert Path(capsys.readouterr().out.strip()) == config_path("msacl_padim.yaml")
     main(["configs"])
-    assert len(capsys.readouterr().out.splitlines()) == len(list(config_path("msacl_padim").parent.glob("*.yaml")))
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert set(listed) == {path.stem for path in config_path("msacl_padim").parent.glob("*.yaml")}
+    assert listed["msacl_padim"] == "MSACL pre-training, then PaDiM, on phantom images"
     with pytest.raises(SystemExit) as caught:
         main(["configs", "nothing"])
     assert caught.value.code == 1
@@ -70,7 +72,7 @@ def test_what_configurations_have_in_common_is_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [([], "msacl_padim.yaml"), (["msacl_padim"], "msacl_padim.yaml"), (["--help"], "lesions")]
+    ("words", "expected"), [([], "msacl_padim "), (["msacl_padim"], "msacl_padim.yaml"), (["--help"], "lesions")]
 )
 def test_the_module_answers_without_importing_torch(words: list[str], expected: str, tmp_path: Path) -> None:
     """What takes long is the import of torch and anomalib: neither is there."""

@@ -87,12 +87,14 @@ def test_the_verdict_is_honest(before: float, after: float, expected: str) -> No
     text = summary(trials(before, after))
     assert f"- Padim: {expected}" in text
     assert "12 normal and 8 abnormal test images, 3 seeds" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({tuple(place for place, sign in enumerate(line) if sign == "|") for line in table}) == 1  # aligned
     assert "fewer than 30 images" in text
 
 
 def test_one_seed_has_no_interval_and_says_so() -> None:
     text = summary(trials(0, 4, 1))
-    assert "| - |" in text
+    assert "| - " in text
     assert "One seed only" in text
 
 
@@ -154,7 +156,7 @@ def test_without_labels_the_command_says_what_can_be_said(
     main(["compare", str(tmp_path / "plain"), "--models", str(config), "--seeds", "1", "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "nothing can be said of real lesions" in printed
-    assert "| Padim | 0 | 0." in printed
+    assert "| Padim | 0    | 0." in printed
     assert not (tmp_path / "out" / "scores.csv").exists()
 
 

@@ -20,7 +20,7 @@ from tests.unit.lesions.pictures import seeded, smooth
 from tests.unit.test_structure import ORDER, PACKAGE, imported
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), ROOT / "benchmarks" / "compare.yaml"])
 NOW = [path for path in [*PAGES, *CONFIGS] if path.name != "CHANGELOG.md"]  # which also tells names of the past
 
@@ -84,15 +84,26 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
     assert [" ".join(line.split()[:2]) for line in first] == ["make demo", "make test"]
 
 
-@pytest.mark.parametrize(("page", "script"), [("recipe.md", "recipe_table.py"), ("api.md", "api_page.py")])
-def test_generated_pages_are_up_to_date(page: str, script: str) -> None:
-    specification = importlib.util.spec_from_file_location(Path(script).stem, ROOT / "scripts" / script)
+def script(name: str) -> Any:
+    """Return a script as a module."""
+    specification = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    found = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    assert found == module.page(), f"run: python scripts/{script} > docs/{page}"
+    return module
+
+
+def test_the_page_of_the_recipe_is_up_to_date() -> None:
+    found = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    assert found == script("recipe_table").page(), "run: python scripts/recipe_table.py > docs/recipe.md"
+
+
+def test_the_pages_of_all_names_are_up_to_date() -> None:
+    docs = ROOT / "docs"
+    found = [docs / "api.md", *(docs / "api").glob("*.md")]
+    texts = {path.relative_to(docs).as_posix(): path.read_text(encoding="utf-8") for path in found}
+    assert texts == script("api_page").pages(), "run: python scripts/api_page.py"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=named)
@@ -229,8 +240,8 @@ def test_the_reports_for_anomalib_still_hold(
 
 def test_every_page_is_in_the_navigation() -> None:
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    for page in (ROOT / "docs").glob("*.md"):
-        assert f": {page.name}\n" in site, page
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in site, page
 
 
 def test_the_family_of_lesions_in_contributing_works() -> None:
