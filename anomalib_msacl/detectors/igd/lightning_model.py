@@ -25,7 +25,7 @@ from anomalib_msacl.transfer import check_layers
 _STATE = "igd_training"  # entry of a checkpoint
 
 
-class Igd(TellsErrors, AnomalibModule):
+class Igd(TellsErrors, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
     """IGD (Chen, Tian, Pang, Carneiro, AAAI 2022, arXiv 2101.10043): Interpolated Gaussian Descriptor.
 
     An image is scored by how far its descriptor lies from those of normal images and by how badly it is reconstructed
@@ -89,7 +89,7 @@ class Igd(TellsErrors, AnomalibModule):
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(size)
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
-        size = cast("tuple[int, int]", self.input_size or size)
+        size = self.input_size or size
         check_sizes(size, patch_size, patch_stride)
         # Plain data, with which a checkpoint can be loaded anywhere.
         self.save_hyperparameters({"layers": list(layers), "image_size": list(size)})
