@@ -18,12 +18,12 @@ from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
-from anomalib_msacl.backbone.folder import is_intact, remove_leftovers
+from anomalib_msacl.backbone.folder import check_place, is_intact, remove_leftovers
 from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.data.checks import check_datamodule, check_validation
@@ -196,6 +196,7 @@ class MsaclPretraining(Callback):
     ) -> None:
         """Pre-train with a trainer of its own and save the weights."""
         directory = self.directory or self.root
+        distributed.on_main(check_place, directory, task.encoder.backbone)
         split = _Split(datamodule, task.recipe, digests)
         logger.info(
             "MSACL: pre-training %s for %d steps on %d normal images, %d held out.",
@@ -203,6 +204,7 @@ class MsaclPretraining(Callback):
         )
         shows = outer.progress_bar_callback is not None
         own = CSVLogger(self.root, name="logs", version=directory.name)
+        distributed.on_main(_forget_requeued, Path(own.log_dir))
         trainer = make_trainer(
             task.recipe,
             **devices_of(outer),
@@ -210,7 +212,7 @@ class MsaclPretraining(Callback):
             logger=[own, *(UnderPrefix(logger) for logger in outer.loggers)],
             callbacks=[StepsBar()] if shows else None,
             enable_progress_bar=shows,
-            default_root_dir=self.root,
+            default_root_dir=own.log_dir,
         )
         training, held_out = (NormalImages(loader, task.transform) for loader in split.loaders())
         checkpoints = Checkpoints(directory.with_name(f"{directory.name}.ckpt"), self.checkpoint_minutes)
@@ -256,8 +258,9 @@ class _Split:
             logger.warning("MSACL: all training images are copies of held-out ones, so that the choice sees nothing.")
         elif len(others) < len(rest):
             logger.info("MSACL: %d copies of held-out images are not trained with.", len(rest) - len(others))
-        self.held_out: Any = data.subsample(sorted(held_out))
-        self.training: Any = data.subsample(sorted(others or rest))
+        # not anomalib's subsample, which looks for every file once more
+        self.held_out: Any = Subset(data, sorted(held_out))
+        self.training: Any = Subset(data, sorted(others or rest))
         self._batch_size = recipe.batch_size
         self._collate = datamodule.external_collate_fn or data.collate_fn
         self._workers = datamodule.num_workers
@@ -276,6 +279,12 @@ class _Split:
         return DataLoader(
             data, collate_fn=self._collate, num_workers=self._workers, persistent_workers=persistent, **options
         )
+
+
+def _forget_requeued(folder: Path) -> None:
+    """Remove what Lightning has saved when SLURM was about to end a job: it would resume from it, past whitening."""
+    for path in folder.glob("hpc_ckpt_*.ckpt"):
+        path.unlink(missing_ok=True)
 
 
 def _precision(precision: str) -> Any:  # one of Lightning's literals

@@ -131,7 +131,8 @@ def _unknown_backbone(error: BaseException) -> str:
 
 def _not_writable(error: BaseException) -> str:
     """Return the sentence for a file that cannot be written."""
-    file = getattr(error, "filename", None) or "a file"
+    named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # the second is where it goes to
+    file = named or "a file of this run, in its results or its temporary folder"
     return f"{file}: {getattr(error, 'strerror', error)}; free some space, or name a folder that can be written"
 
 

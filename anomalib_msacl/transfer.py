@@ -237,6 +237,10 @@ def check_layers(backbone: str, layers: Sequence[str | int]) -> None:
         InputError: If there are none, or one does not exist; the sentence names those that do.
     """
     names = [stage["module"] for stage in stages_of(create_backbone(backbone, "random").model)]
+    given = isinstance(layers, list | tuple)
+    if not given or len(layers) > len(names):
+        shown = f"a list of {len(layers)}" if given else repr(layers)
+        raise InputError(f"layers is {shown}, but must be a list of some of the layers {', '.join(names)}.")
     missing = [layer for layer in layers if isinstance(layer, str) and layer not in names]
     if missing or not layers:
         raise InputError(

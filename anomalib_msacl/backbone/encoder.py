@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_msacl.compat import BatchNorm, position_embeddings_without_antialiasing
-from anomalib_msacl.errors import InputError
+from anomalib_msacl.errors import InputError, name_some
 
 if TYPE_CHECKING:
     from anomalib_msacl.backbone.frozen import FrozenStages
@@ -59,6 +59,8 @@ class Encoder(nn.Module):
             raise InputError(f"layers is {layers!r}, but must be a list of layers, which are {', '.join(names)}.")
         self.index = [_layer_index(layer, names) for layer in layers] if layers else _default_layers(self.stages)
         self.layers = [names[index] for index in self.index]
+        if len(set(self.index)) < len(self.index):
+            raise InputError(f"layers names a layer twice, {name_some(self.layers)}; name each of them once.")
         self.train_batch_norm = train_batch_norm
         self._channels_last = False  # the format itself cannot be pickled
         self.frozen: FrozenStages | None = None

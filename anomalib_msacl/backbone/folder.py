@@ -140,11 +140,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def check_place(directory: str | Path) -> None:
-    """Refuse a place for weights before any long work: see :func:`check_target`; nothing may be writable there either.
+def check_place(directory: str | Path, model: nn.Module) -> None:
+    """Refuse a place for weights before any long work: see :func:`check_target`; it must be writable and have room.
 
     Args:
         directory: Where weights are to be saved; the folders above it are made.
+        model: Whose weights they are.
 
     Raises:
         InputError: If they could not be saved.
@@ -155,10 +156,17 @@ def check_place(directory: str | Path) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent):
             pass
+        free = shutil.disk_usage(parent).free
     except OSError as error:
         raise InputError(
             f"weights cannot be saved to {directory} ({first_line(error)}); name a folder that can be written."
         ) from error
+    needed = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if free < needed:
+        raise InputError(
+            f"weights cannot be saved to {directory}, for they take {needed / 1e6:.1f} MB and the disk has "
+            f"{free / 1e6:.1f} MB left; free some space, or name a folder on another disk."
+        )
 
 
 def check_target(directory: str | Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,18 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise when an Inspection holds other things, or is made otherwise
 SEEN = ".seen_images.json"
-"""Name of the file that runs keep in their folder of weights."""
+"""Name of the file that runs keep in their folder."""
 Stamp = tuple[int, int, int]
+
+
+def seen_by_runs(folder: str | Path) -> Path:
+    """Return the file that runs keep in their folder.
+
+    Args:
+        folder: Where a run writes. The folders ``v0``, ``v1`` ... that anomalib numbers share the one above.
+    """
+    folder = Path(folder)
+    return (folder.parent if re.fullmatch(r"v\d+", folder.name) else folder) / SEEN
 
 
 def look_at_images(paths: Iterable[str], threads: int, seen: Path | None) -> dict[str, Inspection]:
@@ -29,8 +40,8 @@ def look_at_images(paths: Iterable[str], threads: int, seen: Path | None) -> dic
     Args:
         paths: The files.
         threads: Number of threads at most.
-        seen: A file with the findings of earlier runs, which gets those of this one; None to look at everything. It
-            is passed over where it cannot be read or written.
+        seen: A file with the findings of earlier runs, which gets those of this one and loses those of files that are
+            gone; None to look at everything. It is passed over where it cannot be read or written.
 
     Returns:
         The findings by path.
@@ -48,7 +59,7 @@ def look_at_images(paths: Iterable[str], threads: int, seen: Path | None) -> dic
     new = inspect_each(inspect_image, [path for path in distinct if path not in known], threads)
     good = {path: (stamps[path], astuple(finding)) for path, finding in new.items() if not finding.problem}
     if good:
-        _write(seen, kept | good)
+        _write(seen, _present(kept, stamps) | good)
     if known:
         logger.info("%d of %d images were looked at by an earlier run and have not changed.", len(known), len(distinct))
     return {path: known[path] if path in known else new[path] for path in distinct}
@@ -57,10 +68,19 @@ def look_at_images(paths: Iterable[str], threads: int, seen: Path | None) -> dic
 def _stamp(path: str) -> Stamp | None:
     """Return size and times of a file; None where there is none."""
     try:
-        found = Path(path).stat()
+        found = os.stat(path)  # noqa: PTH116  # Path takes as long again, a hundred thousand times
     except (OSError, ValueError):
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _present(kept: dict[str, Any], stamps: Mapping[str, Stamp | None]) -> dict[str, Any]:
+    """Leave out what is kept of files that are gone; those of other sets are looked for."""
+    return {
+        path: finding
+        for path, finding in kept.items()
+        if (stamps[path] is not None if path in stamps else _stamp(path) is not None)
+    }
 
 
 def _read(file: Path) -> dict[str, tuple[Any, Any]]:

@@ -79,7 +79,7 @@ class Checkpoints:
     def _write(self, trainer: Trainer, temporary: Path) -> None:
         """Write to another file, then replace the last one; a failure is told and does not end the training."""
         try:
-            trainer.save_checkpoint(temporary)
+            trainer.save_checkpoint(temporary, weights_only=False)  # else Lightning says so each time
         except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
             self._warn(error)
             temporary.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
-from anomalib_msacl import Msacl, MsaclPretraining, Recipe, pretrain
+from anomalib_msacl import Igd, Msacl, MsaclPretraining, Recipe, pretrain
 from anomalib_msacl.backbone import Backbone, Encoder, create_backbone, save_backbone
 from anomalib_msacl.checkpoints import check_checkpoint
 from anomalib_msacl.data import Phantom
@@ -160,7 +160,9 @@ def normalising(*parts: nn.Module) -> PreProcessor:
 
 def not_writable(root: Path) -> None:
     (root / "file").touch()
-    check_fit(make_trainer(make_recipe(max_steps=1)), make_recipe(max_steps=1), root / "file" / "weights")
+    check_fit(
+        make_trainer(make_recipe(max_steps=1)), make_recipe(max_steps=1), root / "file" / "weights", nn.Linear(1, 1)
+    )
 
 
 def split(**options: Any) -> Callable[[Path], Any]:
@@ -290,6 +292,11 @@ ROWS: dict[str, Row] = {
         model(layers=["layer9"]), r"layer 'layer9' does not exist .* its layers are act1, layer1"
     ),
     "a layer by a wrong number": Row(model(layers=[99]), r"layer 99 does not exist"),
+    "a layer a million times": Row(model(layers=["layer2"] * 10**6), r"layers names a layer twice, layer2, .* more"),
+    **{
+        f"a detector of {value!r}": Row(model(detector=value), r"detector is .*, but must be true or false")
+        for value in ("no", 0, None)
+    },
     "a layer by a truth value": Row(model(layers=[True]), r"layer True does not exist"),
     **{
         f"an image_size of {size!r}": Row(
@@ -323,6 +330,30 @@ ROWS: dict[str, Row] = {
     ),
     "no term": Row(model(recipe=make_recipe(**dict.fromkeys(TERMS, 0.0))), r"nothing would be trained"),
     "weights below a file": Row(not_writable, r"weights cannot be saved to .* name a folder that can be written"),
+    # Settings of Igd
+    **{
+        f"Igd with {name} of {value!r}": Row(
+            lambda _, name=name, value=value: Igd("test_resnet", **{"layers": ["layer3"], name: value}),
+            rf"^(Igd: )?{name} is .*, but must be ",
+        )
+        for name, values in {
+            "dim": (0, 10**9, "no", 1.5, True),
+            "width": (0, 10**9, "no"),
+            "patches": (10**9, "no"),
+            "update_every": ("no",),
+            "evaluations": ("no", -1),
+            "patch_size": ("no", 10**9),
+            "patch_stride": ("no",),
+            "learning_rate": ("no", math.nan, math.inf, 0.0),
+            "seed": ("no", 2**64),
+            "image_size": (10**9, "64", [64], [64, 64, 64], [64, 0]),
+            "pre_trained": ("no", 0),
+            "frozen": ("no",),
+            "flip": ("no",),
+            "layers": (range(10**7), ["layer3"] * 10**6, 3),
+        }.items()
+        for value in values
+    },
     # Settings of the callback
     **{
         f"checkpoint_minutes of {value!r}": Row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_copies_of_held_out_images_are_not_trained_with(phantom_root: Path) -> N
     digests = {path: str(index // 2) for index, path in enumerate(paths)}  # every image twice
     images = _Split(data, make_recipe(held_out=0.2), digests)
     held_out, trained = (
-        {digests[path] for path in part.samples.image_path} for part in (images.held_out, images.training)
+        {digests[paths[index]] for index in part.indices} for part in (images.held_out, images.training)
     )
     assert len(images.held_out) == 4
     assert not held_out & trained
@@ -481,3 +482,23 @@ def test_the_default_weights_are_those_of_the_model(
     before = tensors(model)
     fit(model, MsaclPretraining(recipe=make_recipe(max_steps=0), root=tmp_path / "m"), make_engine, phantom_root)
     assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
+
+
+def test_what_lightning_saved_for_slurm_is_not_resumed_from(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "7"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    recipe = make_recipe(max_steps=1, batch_size=4, evaluations=0, centre_images=4)
+    made = callback(recipe=recipe)
+    make_engine(callbacks=[made], max_epochs=1).fit(make_patchcore(), datamodule=phantom(phantom_root, seed=0))
+    logs, weights = made.root / "logs" / made.directory.name, made.directory / "model.safetensors"
+    left, before = logs / "hpc_ckpt_1.ckpt", weights.read_bytes()
+    left.write_bytes(b"of another job")
+    shutil.rmtree(made.directory)  # as if it had been killed before it saved
+    again = callback(recipe=recipe)
+    make_engine(callbacks=[again], max_epochs=1).fit(make_patchcore(), datamodule=phantom(phantom_root, seed=0))
+    assert again.directory == made.directory
+    assert weights.read_bytes() == before
+    assert not left.exists()

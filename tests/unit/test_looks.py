@@ -72,6 +72,16 @@ def test_broken_files_are_read_each_time(images: list[str], read: list[str], tmp
     assert read.count(images[1]) == 1
 
 
+def test_what_was_kept_of_files_that_are_gone_goes_too(images: list[str], tmp_path: Path) -> None:
+    seen = tmp_path / "seen.json"
+    look_at_images(images, 2, seen)
+    for path in images[:2]:
+        Path(path).unlink()
+    draw(tmp_path / "new.png", seed=10)
+    look_at_images([images[1], str(tmp_path / "new.png")], 2, seen)  # the others are of another set
+    assert sorted(json.loads(seen.read_bytes())["images"]) == [*images[2:], str(tmp_path / "new.png")]
+
+
 def test_sets_share_a_file(images: list[str], read: list[str], tmp_path: Path) -> None:
     for part in (images[:2], images[2:], images):
         look_at_images(part, 2, tmp_path / "seen.json")
@@ -116,3 +126,13 @@ def test_a_place_that_cannot_be_written_is_no_obstacle(images: list[str], read: 
         look_at_images(images, 2, tmp_path / "file" / "seen.json")
     look_at_images(images, 2, None)
     assert len(read) == 3 * len(images)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "I;16"])
+def test_one_pixel_makes_an_image_that_is_not_of_one_value(tmp_path: Path, mode: str) -> None:
+    for changed in (False, True):
+        image = Image.new(mode, (31, 17))
+        if changed:
+            image.putpixel((5, 6), 255 if mode != "RGB" else (0, 0, 255))
+        image.save(tmp_path / "image.png")
+        assert inspect_image(str(tmp_path / "image.png")).constant is not changed

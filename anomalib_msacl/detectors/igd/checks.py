@@ -10,26 +10,58 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torchvision.transforms.v2 import Normalize
 
+from anomalib_msacl.backbone.checks import is_number
 from anomalib_msacl.data.checks import check_datamodule, check_validation, warn_of_shared_images
+from anomalib_msacl.data.looks import seen_by_runs
+from anomalib_msacl.detectors.settings import LARGEST_SIDE, check_whole
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.preparation import transform_parts
 
 logger = logging.getLogger(__name__)
 
 _SMALLEST = 16  # pixels of a side
+_WHOLE = {
+    "dim": (1, 1 << 16),
+    "width": (1, 1024),
+    "patches": (1, 1 << 16),
+    "update_every": (1, 10**9),
+    "evaluations": (0, 10**6),
+    "patch_size": (0, LARGEST_SIDE),
+    "patch_stride": (0, LARGEST_SIDE),
+    "seed": (-(2**63), 2**63 - 1),
+}
 _COLLAPSED = 1e-4  # mean squared distance of descriptors to their mean; sigma is at least 1
 _DEAD = 1e-6  # standard deviation of what the critic says of the interpolations of a batch
 
 
-def check_numbers(**values: float) -> None:
-    """Refuse settings that must be above 0 and are not.
+def check_numbers(learning_rate: float, **values: int) -> None:
+    """Refuse numbers that cannot be, or that no memory holds.
+
+    Args:
+        learning_rate: Of the optimisers.
+        **values: The whole numbers among the settings, by their names.
 
     Raises:
         InputError: Naming the first of them.
     """
     for name, value in values.items():
-        if not value > 0:
-            raise InputError(f"Igd: {name} is {value}; set it above 0.")
+        check_whole("Igd", name, value, *_WHOLE[name])
+    if not is_number(learning_rate) or not 0 < learning_rate <= 1:
+        raise InputError(f"Igd: learning_rate is {learning_rate!r}, but must be a number above 0 and 1 at most.")
+
+
+def size_of(image_size: Any) -> tuple[int, int]:
+    """Return height and width in pixels of a pair, or of one side.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    size = tuple(image_size) if isinstance(image_size, list | tuple) else (image_size, image_size)
+    if len(size) != 2:
+        raise InputError(f"Igd: image_size is {image_size!r}, but must be one side, or height and width, in pixels.")
+    for side in size:
+        check_whole("Igd", "image_size", side, 1, LARGEST_SIDE, "pixels")
+    return size
 
 
 def check_sizes(size: tuple[int, int], patch_size: int, patch_stride: int) -> None:
@@ -80,7 +112,7 @@ def check_fit(trainer: Trainer) -> None:
         raise InputError("Igd lowers its learning rate until the last step; set trainer.max_epochs or max_steps.")
     datamodule = getattr(trainer, "datamodule", None)
     if isinstance(datamodule, AnomalibDataModule):
-        check_datamodule(datamodule)
+        check_datamodule(datamodule, seen=seen_by_runs(trainer.default_root_dir))
         check_validation(datamodule, trainer)
         warn_of_shared_images(datamodule, "Igd", "the normal ones choose the epoch that is kept")
 

@@ -14,15 +14,18 @@ from anomalib.visualization import Visualizer
 from torch import nn
 
 from anomalib_msacl.compat import is_attached
-from anomalib_msacl.detectors.igd.checks import check_fit, check_numbers, check_sizes, normalisation_of
+from anomalib_msacl.detectors.igd.checks import check_fit, check_numbers, check_sizes, normalisation_of, size_of
 from anomalib_msacl.detectors.igd.torch_model import IgdModel
 from anomalib_msacl.detectors.igd.training import IgdTraining, total_steps
+from anomalib_msacl.detectors.settings import check_switches
+from anomalib_msacl.detectors.telling import TellsErrors
 from anomalib_msacl.pretraining.images import normal_of
+from anomalib_msacl.transfer import check_layers
 
 _STATE = "igd_training"  # entry of a checkpoint
 
 
-class Igd(AnomalibModule):
+class Igd(TellsErrors, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
     """IGD (Chen, Tian, Pang, Carneiro, AAAI 2022, arXiv 2101.10043): Interpolated Gaussian Descriptor.
 
     An image is scored by how far its descriptor lies from those of normal images and by how badly it is reconstructed
@@ -77,13 +80,16 @@ class Igd(AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
-        numbers = {"dim": dim, "width": width, "patches": patches, "learning_rate": learning_rate}
-        check_numbers(**numbers, update_every=update_every)
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        check_switches("Igd", pre_trained=pre_trained, frozen=frozen, flip=flip)
+        numbers = {"dim": dim, "width": width, "patches": patches, "patch_size": patch_size, "seed": seed}
+        numbers |= {"patch_stride": patch_stride, "update_every": update_every, "evaluations": evaluations}
+        check_numbers(learning_rate, **numbers)
+        check_layers(backbone, layers)
+        size = size_of(image_size)
         if pre_processor is True:
-            pre_processor = self.configure_pre_processor(cast("tuple[int, int]", size))
+            pre_processor = self.configure_pre_processor(size)
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
-        size = cast("tuple[int, int]", self.input_size or size)
+        size = self.input_size or size
         check_sizes(size, patch_size, patch_stride)
         # Plain data, with which a checkpoint can be loaded anywhere.
         self.save_hyperparameters({"layers": list(layers), "image_size": list(size)})

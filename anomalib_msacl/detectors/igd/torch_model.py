@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from anomalib_msacl.detectors.igd.anomaly_map import PatchGrid, joint_map, joint_score
 from anomalib_msacl.detectors.igd.autoencoder import Autoencoder, Normalisation
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.transfer import check_layers
 
 _WINDOW, _PATCH_WINDOW = 11, 3  # pixels
 _OF_WHOLE = (0.1, 0.9)  # weights of L_rec and L_gac in the score of an image
@@ -26,7 +25,7 @@ class IgdModel(nn.Module):
 
     Args:
         backbone: A timm name, ``local-dir:DIR`` or ``hf-hub:OWNER/NAME``.
-        layers: Layers whose maps are pooled and joined: the features that descriptors are made of.
+        layers: Layers whose maps are pooled and joined: the features that descriptors are made of. They are there.
         size: Height and width of the images in pixels.
         pre_trained: Build the backbone with timm's weights.
         frozen: Leave the backbone as it is.
@@ -38,7 +37,7 @@ class IgdModel(nn.Module):
         std: Normalisation of the images that come in, one value a channel.
 
     Raises:
-        InputError: If the backbone has no such layers, or takes no images or patches of these sizes.
+        InputError: If the backbone takes no images or patches of these sizes.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class IgdModel(nn.Module):
         super().__init__()
         self.size, self.frozen = size, frozen
         self.normalisation = Normalisation(torch.tensor(mean), torch.tensor(std))
-        check_layers(backbone, layers)
         self.feature_extractor = TimmFeatureExtractor(backbone, layers, pre_trained, requires_grad=not frozen)
         features = self._check_encoder([size, (patch_size, patch_size)] if patch_size else [size])
         self.whole = Autoencoder(features, dim, size, width, _WINDOW, self.normalisation)

@@ -9,28 +9,17 @@ from typing import Any
 
 from anomalib.data import AnomalibDataModule
 from lightning.pytorch import Trainer
+from torch import nn
 from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone.folder import check_place
 from anomalib_msacl.data.checks import check_datamodule, check_validation, warn_of_shared_images
-from anomalib_msacl.data.looks import SEEN
+from anomalib_msacl.data.looks import seen_by_runs
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.preparation import check_trainer, transform_parts
 from anomalib_msacl.recipe import Recipe
-
-_LARGEST_SIDE = 1 << 14
-
-
-def check_image_size(size: int) -> None:
-    """Refuse a side of images that is none.
-
-    Raises:
-        InputError: If it is not a whole number above 0, or one that no memory holds.
-    """
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= _LARGEST_SIDE:
-        raise InputError(f"Msacl: image_size is {size!r}, but must be a number of pixels from 1 to {_LARGEST_SIDE}.")
 
 
 def refuse_normalize(pre_processor: Any) -> None:
@@ -59,13 +48,14 @@ def check_detector(state: Mapping[str, Any]) -> None:
         )
 
 
-def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
+def check_fit(trainer: Trainer, recipe: Recipe, target: Path, backbone: nn.Module) -> None:
     """Look at the trainer, at the folder for the weights and at every image before any long work.
 
     Args:
         trainer: Will fit the model.
         recipe: How to pre-train.
         target: Where the weights will be saved.
+        backbone: Whose weights they are.
 
     Raises:
         InputError: If one of them cannot serve.
@@ -76,10 +66,10 @@ def check_fit(trainer: Trainer, recipe: Recipe, target: Path) -> None:
         raise InputError("recipe.max_steps is 0, so Msacl has nothing to train; set it above 0.")
     if recipe.whitening.alone:
         raise InputError("recipe.whitening.alone leaves Msacl nothing to train; use the callback MsaclPretraining.")
-    distributed.on_main(check_place, target)
+    distributed.on_main(check_place, target, backbone)
     datamodule = getattr(trainer, "datamodule", None)
     if isinstance(datamodule, AnomalibDataModule):
-        seen = Path(trainer.default_root_dir) / "msacl" / SEEN
+        seen = seen_by_runs(trainer.default_root_dir)
         distributed.on_main(partial(check_datamodule, datamodule, seen=seen))
         check_validation(datamodule, trainer)
         warn_of_shared_images(datamodule, "Msacl", "the normal ones choose the weights and the units of the scores")

@@ -21,9 +21,11 @@ from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.compat import is_attached, set_max_steps
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_batches, training_images
-from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, check_image_size, refuse_normalize
+from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, refuse_normalize
 from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
+from anomalib_msacl.detectors.settings import LARGEST_SIDE, check_switches, check_whole
+from anomalib_msacl.detectors.telling import TellsErrors
 from anomalib_msacl.pretraining.images import normal_of
 from anomalib_msacl.pretraining.lightning_model import Optimization, log_score, restore_random, training_loss
 from anomalib_msacl.pretraining.pipeline import Pretraining
@@ -33,7 +35,7 @@ from anomalib_msacl.recipe import Recipe
 _STATE = "msacl_pretraining"  # entry of a checkpoint
 
 
-class Msacl(Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
+class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
     """MSACL (arXiv 2109.01303): pre-train a backbone on normal images with synthetic lesions, then detect with it.
 
     Training needs normal images only. It follows the steps of :func:`anomalib_msacl.pretraining.pretrain`, and saves
@@ -79,8 +81,9 @@ class Msacl(Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        check_switches("Msacl", detector=detector)
         if pre_processor is True:
-            check_image_size(image_size)
+            check_whole("Msacl", "image_size", image_size, 1, LARGEST_SIDE, "a number of pixels")
             pre_processor = self.configure_pre_processor((image_size, image_size))
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.recipe = Recipe.of(recipe)
@@ -129,7 +132,7 @@ class Msacl(Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of
         """Look at every image before any long work."""
         if stage != "fit":
             return
-        check_fit(self.trainer, self.recipe, self._target())
+        check_fit(self.trainer, self.recipe, self._target(), self.encoder.backbone)
         share_batches(self.trainer)
         if self.trainer.max_steps == -1:  # the trainer names no steps of its own
             set_max_steps(self.trainer, self.recipe.max_steps)
@@ -183,10 +186,9 @@ class Msacl(Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of
         return cast("ImageBatch", batch.update(**self.model(cast("Tensor", batch.image))._asdict()))
 
     def on_train_end(self) -> None:
-        """Save the backbone that was chosen; choose all the same when training was stopped early."""
+        """Choose and save all the same when training was stopped early."""
         if not self._chosen:
             self._finish()
-        save_chosen(self.trainer, self.run.result(), self._target())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""
@@ -212,12 +214,12 @@ class Msacl(Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of
             self.run.load_state_dict(checkpoint[_STATE], goes_on=is_attached(self))
 
     def _finish(self) -> None:
-        """Choose, realign, and fit the detector on the features that are kept."""
+        """Choose, realign, save the backbone, and fit the detector on the features that are kept."""
         self._chosen = True
         self.run.choose()
         normal = training_images(self)
         self.run.realign(normal)
-        self.run.result()
+        save_chosen(self.trainer, self.run.result(), self._target())  # before the checkpoints, which need more room
         if self.detector:
             fit_detector(self.model, normal, held_out_images(self), self.synthesis, self.recipe)
 

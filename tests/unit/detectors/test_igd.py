@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import pickle
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anomalib_msacl import Igd, InputError, MsaclPretraining
+from anomalib_msacl.data.checks import image_paths
+from anomalib_msacl.data.looks import seen_by_runs
 from anomalib_msacl.detectors.igd.networks import Critic, Decoder
 from anomalib_msacl.detectors.igd.training import IgdTraining
 from anomalib_msacl.export import antialiased_exports
@@ -170,6 +173,12 @@ def test_the_stage_that_tells_lesions_best_is_kept_and_saved(
     assert same(state(model.model), shown[int(kept[-1]) - 1])
     loaded = Igd.load_from_checkpoint(str(engine.best_model_path))
     assert same(state(loaded.model), shown[int(kept[-1]) - 1])
+
+
+def test_the_next_run_finds_what_was_seen_in_the_images(fitted: Fitted) -> None:
+    run = Path(fitted.engine.trainer.default_root_dir)
+    kept = json.loads(seen_by_runs(run.with_name("v9")).read_bytes())["images"]
+    assert set(image_paths(fitted.data, "train_data")) <= set(kept)
 
 
 def test_no_image_of_the_test_set_takes_part_in_the_choice(fitted: Fitted) -> None:
@@ -334,8 +343,8 @@ def test_a_batch_of_validation_is_scored_as_it_is(fitted: Fitted) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 0}, r"width is 0; set it above 0"),
-        ({"learning_rate": -1.0}, r"learning_rate is -1.0; set it above 0"),
+        ({"width": 0}, r"width is 0, but must be a whole number from 1 to 1024"),
+        ({"learning_rate": -1.0}, r"learning_rate is -1.0, but must be a number above 0"),
         ({"image_size": 70}, r"patches of 32 pixels at a distance of 16 do not cover images of 70 x 70"),
         ({"patch_size": 96}, r"patch_size is 96; set it between 16 and the 64 pixels of the images"),
         ({"patch_stride": 40}, r"patches of 32 pixels at a distance of 40 do not cover"),

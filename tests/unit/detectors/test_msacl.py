@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +27,8 @@ from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl import InputError, Msacl
 from anomalib_msacl.backbone import create_backbone
+from anomalib_msacl.data import looks
+from anomalib_msacl.data.inspection import Inspection, inspect_image
 from anomalib_msacl.pretraining import Pretraining, Questions, Score
 from anomalib_msacl.pretraining.images import undisturbed
 from anomalib_msacl.recipe import ChoiceRecipe
@@ -303,14 +308,24 @@ def test_the_centres_come_from_the_untouched_encoder_and_stay(
     assert loaded.terms.centring.ready
 
 
-def test_the_same_seed_gives_the_same_weights(make_msacl: Make, make_engine: Make, phantom_root: Path) -> None:
-    results = []
+def test_the_same_seed_gives_the_same_weights_and_images_are_looked_at_once(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results: list[dict[str, torch.Tensor]] = []
+    looked_at: list[str] = []
+
+    def look(path: str) -> Inspection:
+        looked_at.append(path)
+        return inspect_image(path)
+
+    monkeypatch.setattr(looks, "inspect_image", look)
     for seed in (0, 0, 1):
         msacl = make_msacl(make_recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4, seed=seed))
         train(msacl, make_engine(max_steps=2), phantom_root)
         results.append(state(msacl))
     assert equal(results[0], results[1])
     assert not equal(results[0], results[2])
+    assert len(looked_at) == len(set(looked_at)) > 0
 
 
 def test_resuming_goes_on_with_steps_centres_and_choice(
@@ -473,14 +488,25 @@ def test_stopped_early_the_best_step_is_saved_all_the_same(
     assert equal(saved, shown[0])
 
 
-def test_a_folder_with_something_else_is_refused_before_training(
-    monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+def test_a_folder_with_something_else_and_a_full_disk_are_refused_before_training_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make_msacl: Make,
+    make_engine: Make,
+    phantom_root: Path,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.setattr(sys, "excepthook", lambda *_: pytest.fail("a traceback"))
     monkeypatch.setattr(Msacl, "training_step", lambda *_: pytest.fail("training has begun"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="holds something else") as refused:
         train(make_msacl(weights_dir=tmp_path / "full"), make_engine(), phantom_root)
+    sys.excepthook(InputError, refused.value, None)  # as Python does at the end of a program
+    assert capsys.readouterr().err.endswith(f"anomalib-msacl: error: {refused.value}\n")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=99_000))
+    with pytest.raises(InputError, match=r"they take \d\.\d MB and the disk has 0\.1 MB left"):
+        train(make_msacl(weights_dir=tmp_path / "new"), make_engine(), phantom_root)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from filelock import FileLock
 from lightning.pytorch import Trainer
@@ -97,6 +99,34 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
     found = run(Checkpoints(tmp_path / "no folder" / "run.ckpt", 0))
     assert found.steps == 5
     assert "no checkpoint could be written" in caplog.text
+
+
+def test_on_a_full_disk_the_run_ends_in_a_sentence_and_goes_on_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither checkpoints nor weights can be written after the second step of five."""
+    path = tmp_path / "run.ckpt"
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Filling(Checkpoints):
+        def after_step(self, trainer: Trainer) -> None:
+            super().after_step(trainer)
+            if trainer.global_step == 2:
+                monkeypatch.setattr(Trainer, "save_checkpoint", full)
+                monkeypatch.setattr(timm.models, "save_for_hf", full)
+
+    found = run(Filling(path, 0))
+    assert caplog.text.count("no checkpoint could be written") == 2
+    with pytest.raises(InputError, match=r"weights cannot be saved to .*No space left .* free some space.*start again"):
+        found.save(tmp_path / "weights")
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+    monkeypatch.undo()
+    again = Checkpoints(path)
+    later = run(again)
+    assert again.resumed
+    assert equal(load_file(later.save(tmp_path / "weights") / "model.safetensors"), found.weights)
 
 
 def test_msacl_resumes_to_the_weights_of_a_run_that_was_not_stopped(
