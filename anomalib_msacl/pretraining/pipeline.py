@@ -314,10 +314,10 @@ class Pretraining:
 
     def choose(self) -> None:
         """4. Keep the last candidate unless another is clearly better."""
-        last = self._last_name()
+        last, average = self._last_name(), self._average()
         if self.choice.questions is not None and last not in self.choice.scores:  # stopped early
-            self._consider(last, self._average())
-        self.encoder.backbone.load_state_dict(self.choice.decide(last, self._average()))
+            self._consider(last, average)
+        self.encoder.backbone.load_state_dict(self.choice.decide(last, average))
         self.choice.kept = distributed.on_main(lambda: self.choice.kept)
         distributed.copy_from_main(self.encoder.backbone)
         if self.encoder.frozen is not None and not self.encoder.frozen.fits(self.encoder):
