@@ -74,6 +74,8 @@ class Trainings:
         Returns:
             Whether weights were set back, so that an optimiser must forget what it knows of them.
         """
+        if step == 0:
+            self._steps, self._sum = 0, {}  # of an earlier fit of the same model
         number = number_of_trainings(self.wanted, total)
         if number == 1:
             return False
@@ -110,8 +112,7 @@ class Trainings:
 
     def _with(self, weights: StateDict, steps: int) -> StateDict:
         """Return the sum with the weights of one more training; numbers that are counts are those of the last."""
-        added = {name: steps * value if value.is_floating_point() else value for name, value in weights.items()}
         return {
-            name: self._sum[name] + value if self._sum and value.is_floating_point() else value
-            for name, value in added.items()
+            name: self._sum.get(name, 0) + steps * value if value.is_floating_point() else value
+            for name, value in weights.items()
         }

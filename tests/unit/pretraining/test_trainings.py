@@ -54,6 +54,8 @@ def test_the_mean_counts_each_training_by_its_steps(monkeypatch: pytest.MonkeyPa
     expected = (2 * ends[1]["weight"] + 2 * ends[3]["weight"] + ends[4]["weight"]) / 5
     torch.testing.assert_close(found["weight"], expected)
     assert found["num_batches_tracked"].dtype == torch.long
+    assert not run.begin(0, 7, backbone, heads, start)  # another fit of the same model begins with nothing
+    assert same(run.mean(ends[4], 1), ends[4])
 
 
 def test_a_run_of_two_trainings_is_the_mean_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
