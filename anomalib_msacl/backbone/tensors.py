@@ -135,3 +135,8 @@ def _without_prefix(state: Mapping[str, Tensor], own: Iterable[str]) -> StateDic
     prefixes = sorted((name[: -len(first)] for name in state if name == first or name.endswith(f".{first}")), key=len)
     prefix = prefixes[0] if prefixes else ""
     return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def same(one: StateDict, other: StateDict) -> bool:
+    """Whether two sets of weights have the same names and values."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

@@ -150,7 +150,7 @@ def nearest_normal_distance(queries: Tensor, query_images: Tensor, bank: Tensor,
         bank_images: Image that each bank patch comes from, shape ``(N,)``.
 
     Returns:
-        Euclidean distances, shape ``(Q,)``; infinite where the bank holds no other image.
+        Euclidean distances, shape ``(Q,)``, in 32 bits or more; infinite where the bank holds no other image.
     """
     # Distances by autograd through cdist are slow and undefined at 0: find the neighbour first, then subtract.
     with torch.no_grad():
@@ -158,8 +158,10 @@ def nearest_normal_distance(queries: Tensor, query_images: Tensor, bank: Tensor,
         distance.masked_fill_(query_images[:, None] == bank_images[None, :], torch.inf)
         nearest = distance.argmin(dim=1)
         none = distance.isinf().all(dim=1)
-    difference = (queries - bank[nearest]).square().sum(dim=1)
-    return difference.clamp_min(1e-12).sqrt().masked_fill(none, torch.inf)
+    difference = queries - bank[nearest]
+    # Squares of features in 16 bits overflow from 256 on.
+    squared = difference.to(torch.promote_types(difference.dtype, torch.float32)).square().sum(dim=1)
+    return squared.clamp_min(1e-12).sqrt().masked_fill(none, torch.inf)
 
 
 def lesion_margin_loss(

@@ -25,7 +25,7 @@ from anomalib_msacl.backbone import Encoder, Provenance, realign, rescale, save_
 from anomalib_msacl.backbone.card import CardFacts, model_card
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
-from anomalib_msacl.backbone.tensors import StateDict, copy_of
+from anomalib_msacl.backbone.tensors import StateDict, copy_of, same
 from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints, tell_stopped
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, is_due, step_name
 from anomalib_msacl.pretraining.images import NormalImages
@@ -314,6 +314,12 @@ class Pretraining:
 
     def choose(self) -> None:
         """4. Keep the last candidate unless another is clearly better."""
+        if self.steps and same(copy_of(self.encoder.backbone), self._start):
+            logger.warning(
+                "MSACL: the %d steps have left the weights as they were; if trainer.precision is 16-mixed, which skips "
+                "steps of infinite gradients, take bf16-mixed or 32-true.",
+                self.steps,
+            )
         last, average = self._last_name(), self._average()
         if self.choice.questions is not None and last not in self.choice.scores:  # stopped early
             self._consider(last, average)

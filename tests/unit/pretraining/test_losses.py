@@ -302,6 +302,16 @@ def test_nearest_patch_of_the_own_image_does_not_count():
     assert nearest_normal_distance(query, own, bank, torch.tensor([6, 5])).item() == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_distance_of_large_features_in_16_bits_does_not_overflow(dtype):
+    query, bank = (300 * normal(3, 64, seed=seed).to(dtype) for seed in (0, 1))
+    owners = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
+    found = nearest_normal_distance(query, owners[0], bank, owners[1])
+    assert found.dtype == torch.float32
+    exact = nearest_normal_distance(query.double(), owners[0], bank.double(), owners[1])
+    torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=0)
+
+
 def test_distance_is_infinite_without_another_image():
     distance = nearest_normal_distance(normal(2, 3), torch.tensor([0, 1]), normal(4, 3), torch.zeros(4))
     assert distance.isinf().tolist() == [True, False]

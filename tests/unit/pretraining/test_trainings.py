@@ -10,15 +10,11 @@ from torch import nn
 
 from anomalib_msacl import pretrain
 from anomalib_msacl.backbone import Encoder, create_backbone
-from anomalib_msacl.backbone.tensors import StateDict, copy_of
+from anomalib_msacl.backbone.tensors import StateDict, copy_of, same
 from anomalib_msacl.pretraining import trainings
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule
 from anomalib_msacl.pretraining.pipeline import Pretraining
 from tests.conftest import make_recipe
-
-
-def same(first: StateDict, second: StateDict) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(("total", "wanted"), [(7, 3), (90, 3), (4, 9), (61, 2)])
