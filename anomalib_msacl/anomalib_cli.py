@@ -13,6 +13,7 @@ from anomalib.models.components import AnomalibModule
 import anomalib_msacl.detectors.igd
 import anomalib_msacl.detectors.msacl  # noqa: F401  # are known by their names then
 from anomalib_msacl.checkpoints import check_checkpoint, read_checkpoint, restored
+from anomalib_msacl.compat import one_results_folder
 from anomalib_msacl.export import antialiased_exports
 from anomalib_msacl.scores import ScoresCsv
 
@@ -23,7 +24,7 @@ def run_anomalib(arguments: list[str]) -> None:
     """Run a command of anomalib.
 
     Exports keep the antialiasing of the tested model. With ``--ckpt_path`` the settings of the model come from the
-    checkpoint. ``predict`` writes scores too.
+    checkpoint. ``predict`` writes scores too. The processes of one run have one results folder.
 
     Args:
         arguments: Those of ``anomalib``.
@@ -33,7 +34,7 @@ def run_anomalib(arguments: list[str]) -> None:
     """
     if not logging.getLogger().handlers:
         configure_logger()  # as the command anomalib does
-    with antialiased_exports():
+    with antialiased_exports(), one_results_folder():
         CommandLine(arguments)
 
 

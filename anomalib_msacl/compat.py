@@ -18,6 +18,7 @@ from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.pre_processing.utils.transform import get_exportable_transform
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 timm_vit: Any = timm.models.vision_transformer
@@ -50,6 +51,28 @@ def position_embeddings_without_antialiasing() -> Iterator[None]:
         yield
     finally:
         timm_vit.resample_abs_pos_embed = original
+
+
+@contextmanager
+def one_results_folder() -> Iterator[None]:
+    """Let the processes of one run write to one results folder, and undo it afterwards.
+
+    anomalib makes a folder ``v0``, ``v1`` ... in each process, and ``latest`` is the last of them: without the weights,
+    which the first process saves. The others go by ``latest``; they write when the first has long made its folder.
+    """
+    from anomalib.engine import engine  # noqa: PLC0415  # brings all models along
+
+    original = engine.create_versioned_dir
+
+    @functools.wraps(original)
+    def create(root_dir: str | Path) -> Path:
+        return original(root_dir) if rank_zero_only.rank == 0 else Path(root_dir).resolve() / "latest"
+
+    cast("Any", engine).create_versioned_dir = create
+    try:
+        yield
+    finally:
+        cast("Any", engine).create_versioned_dir = original
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from anomalib.models.components.feature_extractors import timm as extractors
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize, RandomHorizontalFlip, Resize
 
@@ -28,6 +30,7 @@ from anomalib_msacl.compat import (
     allow_unused_parameters,
     exporting_with,
     is_attached,
+    one_results_folder,
     position_embeddings_without_antialiasing,
     set_max_steps,
     use_test_augmentations,
@@ -67,6 +70,24 @@ def test_ddp_takes_its_options_from_where_they_are_set() -> None:
     allow_unused_parameters(strategy)
     assert strategy._ddp_kwargs == DDPStrategy(find_unused_parameters=True)._ddp_kwargs
     assert "self._ddp_kwargs" in inspect.getsource(DDPStrategy._setup_model)
+
+
+def test_the_processes_of_a_run_have_one_results_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise ``latest`` would be a folder without the weights, which the first process saves."""
+
+    def folder(rank: int) -> Path:
+        monkeypatch.setattr(rank_zero_only, "rank", rank)
+        engine = Engine(default_root_dir=tmp_path)
+        names: Any = SimpleNamespace(name="Model", category=None)
+        engine._setup_workspace(names, datamodule=names, versioned_dir=True)
+        return Path(engine._cache.args["default_root_dir"])
+
+    with one_results_folder():
+        others = folder(1)  # may come first, where all processes are started at once
+        first = folder(0)
+        assert others.resolve() == first
+        assert folder(0) == others.resolve() != first  # the next run
+    assert folder(1).name == "v2"  # anomalib itself: if this fails, it has been mended there
 
 
 def test_a_trainer_takes_its_steps_from_where_they_are_set() -> None:
