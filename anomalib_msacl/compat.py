@@ -60,19 +60,21 @@ def one_results_folder() -> Iterator[None]:
     anomalib makes a folder ``v0``, ``v1`` ... in each process, and ``latest`` is the last of them: without the weights,
     which the first process saves. The others go by ``latest``; they write when the first has long made its folder.
     """
-    from anomalib.engine import engine  # noqa: PLC0415  # brings all models along
+    from anomalib.engine import engine as module  # noqa: PLC0415  # brings all models along
 
+    engine: Any = module
     original = engine.create_versioned_dir
 
     @functools.wraps(original)
     def create(root_dir: str | Path) -> Path:
-        return original(root_dir) if rank_zero_only.rank == 0 else Path(root_dir).resolve() / "latest"
+        first = cast("Any", rank_zero_only).rank == 0
+        return cast("Path", original(root_dir)) if first else Path(root_dir).resolve() / "latest"
 
-    cast("Any", engine).create_versioned_dir = create
+    engine.create_versioned_dir = create
     try:
         yield
     finally:
-        cast("Any", engine).create_versioned_dir = original
+        engine.create_versioned_dir = original
 
 
 @contextmanager
