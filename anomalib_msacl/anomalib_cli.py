@@ -55,7 +55,8 @@ class CommandLine(AnomalibCLI):
     def instantiate_engine(self) -> None:
         """Build the engine; that of ``predict`` writes scores."""
         trainer: Any = self.config_init[self.subcommand]["trainer"]
-        callbacks = list(trainer["callbacks"] or [])
+        found = trainer["callbacks"] or []
+        callbacks = list(found) if isinstance(found, list | tuple) else [found]  # anomalib takes a single one, too
         if self.subcommand == "predict" and not any(isinstance(each, ScoresCsv) for each in callbacks):
             trainer["callbacks"] = [*callbacks, ScoresCsv()]
         super().instantiate_engine()

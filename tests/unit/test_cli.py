@@ -6,15 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from anomalib.cli.cli import AnomalibCLI
 from anomalib.data import AnomalibDataModule
 from anomalib.models import Padim
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback
 
+from anomalib_msacl.anomalib_cli import CommandLine
 from anomalib_msacl.cli import config_path, main
 from anomalib_msacl.errors import InputError, one_line_errors, sentence_of, show_in_one_line
+from anomalib_msacl.scores import ScoresCsv
 
 
 def test_the_configurations_are_found(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,6 +167,18 @@ def test_an_error_in_a_constructor_named_on_the_command_line_is_one_line(capsys:
         parser.instantiate_classes(config)
     expected = "anomalib-msacl: error: Phantom's kind is 'liver': choose one of fundus, brain, chest\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("given", [None, Callback(), [Callback()], ScoresCsv(), [Callback(), ScoresCsv()]])
+def test_predict_writes_scores_beside_no_callback_one_or_a_list(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AnomalibCLI, "instantiate_engine", lambda _: None)
+    command = CommandLine.__new__(CommandLine)
+    command.subcommand, trainer = "predict", {"callbacks": given}
+    command.config_init = {"predict": {"trainer": trainer}}
+    command.instantiate_engine()
+    found = trainer["callbacks"] if isinstance(trainer["callbacks"], list) else [trainer["callbacks"]]
+    assert sum(isinstance(each, ScoresCsv) for each in found) == 1
+    assert set(given if isinstance(given, list) else [given]) - {None} <= set(found)
 
 
 def test_a_hub_out_of_reach_is_one_line_with_the_remedy(
