@@ -14,6 +14,7 @@ import anomalib_msacl.detectors.igd
 import anomalib_msacl.detectors.msacl  # noqa: F401  # are known by their names then
 from anomalib_msacl.checkpoints import check_checkpoint, read_checkpoint, restored
 from anomalib_msacl.compat import one_results_folder
+from anomalib_msacl.errors import InputError
 from anomalib_msacl.export import antialiased_exports
 from anomalib_msacl.scores import ScoresCsv
 
@@ -55,6 +56,10 @@ class CommandLine(AnomalibCLI):
     def instantiate_engine(self) -> None:
         """Build the engine; that of ``predict`` writes scores."""
         trainer: Any = self.config_init[self.subcommand]["trainer"]
+        if str(trainer["strategy"]).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+            raise InputError(
+                f"trainer.strategy {trainer['strategy']} cannot start the processes of a command line; set it to ddp."
+            )
         found = trainer["callbacks"] or []
         callbacks = list(found) if isinstance(found, list | tuple) else [found]  # anomalib takes a single one, too
         if self.subcommand == "predict" and not any(isinstance(each, ScoresCsv) for each in callbacks):

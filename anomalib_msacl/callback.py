@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import Compose, Normalize
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
-from anomalib_msacl.backbone.folder import check_place, is_intact, remove_leftovers
+from anomalib_msacl.backbone.folder import check_name, check_place, is_intact, remove_leftovers
 from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.data.checks import check_datamodule, check_validation
@@ -76,8 +76,7 @@ class MsaclPretraining(Callback):
         root: str | Path = "results/msacl",
         checkpoint_minutes: float = 5.0,
     ) -> None:
-        if not isinstance(root, str | Path):
-            raise InputError(f"root is {root!r}, but must be the path of a folder for weights.")
+        check_name("root", root)
         if weights is not None:
             parse_source(weights)  # refuses what is no name
         self.weights = None if weights is None else str(weights)

@@ -7,6 +7,7 @@ anomalib; a repository of the hub holds the same three files.
 from __future__ import annotations
 
 import copy
+import errno
 import inspect
 import json
 import logging
@@ -169,6 +170,29 @@ def check_place(directory: str | Path, model: nn.Module) -> None:
         )
 
 
+def check_name(what: str, path: Any) -> None:
+    """Refuse what no file or folder can be called.
+
+    Args:
+        what: For the message.
+        path: Where something is to be saved.
+
+    Raises:
+        InputError: If it is no path, or is too long.
+    """
+    if not isinstance(path, str | Path):
+        raise InputError(f"{what} is {path!r}, but must be the path of a folder.")
+    try:
+        os.stat(path)  # noqa: PTH116  # Path says of a zero that there is no such file
+    except ValueError as error:
+        raise InputError(f"{what} is {str(path)!r}, which is no path ({error}); name another folder.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"{what} has a name of {len(str(path))} letters, which is too long; name another."
+            ) from error
+
+
 def check_target(directory: str | Path) -> None:
     """Refuse to replace a folder that is not one of weights.
 
@@ -179,6 +203,7 @@ def check_target(directory: str | Path) -> None:
         InputError: If it is a file, or a folder with something else in it.
     """
     path = Path(directory)
+    check_name("the folder for weights", path)
     if path.is_dir() and ((path / "config.json").is_file() or not any(path.iterdir())):
         return
     if path.exists():

@@ -97,6 +97,8 @@ def parse_source(name: str | Path) -> Source:
             f"weights is {name!r}, but must be timm, torchvision, offline, random, hf-hub:OWNER/NAME or a path."
         )
     name = str(name)
+    if name == LOCAL:
+        raise InputError(f"{name!r} is no folder; name it {LOCAL}DIR.")
     if name in {kind.value for kind in (Kind.TIMM, Kind.TORCHVISION, Kind.OFFLINE, Kind.RANDOM)}:
         return Source(Kind(name), name)
     if name.startswith(HUB):
@@ -147,7 +149,7 @@ def _check_arguments(backbone: Any, model_args: Any) -> None:
     """Raise :class:`InputError` where arguments from Python are of another kind."""
     if not isinstance(backbone, str):
         raise InputError(f"backbone is {backbone!r}, but must be a name of timm, such as resnet18, or local-dir:DIR.")
-    if not isinstance(model_args, Mapping | None):
+    if not isinstance(model_args, Mapping | None) or not all(isinstance(name, str) for name in model_args or ()):
         raise InputError(f"backbone_args is {model_args!r}, but must be a mapping, such as {{'img_size': 392}}.")
 
 
@@ -173,12 +175,11 @@ def _create(name: str, pretrained: bool, model_args: Mapping[str, Any]) -> nn.Mo
                 f"cannot get the weights of {name!r} from the hub ({first_line(error)}); give weights: a folder in "
                 f"timm's format, offline (for {OFFLINE_ARCHITECTURE}), or random."
             ) from error
-        if model_args:
-            raise InputError(
-                f"the backbone {name!r} cannot be created with {dict(model_args)} ({first_line(error)}); correct the "
-                "arguments."
-            ) from error
-        raise
+        given = f" with {dict(model_args)}" if model_args else ""
+        raise InputError(
+            f"the backbone {name!r} cannot be created{given} ({first_line(error)}); correct the "
+            f"{'arguments' if model_args else 'name'}."
+        ) from error
 
 
 def _load_path(model: nn.Module, architecture: str, path: Path) -> Provenance:

@@ -16,6 +16,7 @@ from anomalib_msacl.data.inspection import Inspection, inspect_each, inspect_ima
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise when an Inspection holds other things, or is made otherwise
+_LARGEST = 1 << 32  # bytes: about ten million images
 SEEN = ".seen_images.json"
 """Name of the file that runs keep in their folder."""
 Stamp = tuple[int, int, int]
@@ -86,6 +87,8 @@ def _present(kept: dict[str, Any], stamps: Mapping[str, Stamp | None]) -> dict[s
 def _read(file: Path) -> dict[str, tuple[Any, Any]]:
     """Return what is kept, by path; nothing where it cannot be read."""
     try:
+        if not file.is_file() or file.stat().st_size > _LARGEST:  # a pipe would wait for ever, a device never end
+            return {}
         content = json.loads(file.read_bytes())
         if content["format"] != _FORMAT:
             return {}

@@ -110,7 +110,11 @@ class Checkpoints:
                 *(self.path, first_line(error)),
             )
             return None
-        return found if STATE in found else None
+        whole = isinstance(found.get("global_step"), int) and isinstance(found.get("state_dict"), dict)
+        if not whole or not isinstance(found.get(STATE), dict):
+            logger.warning("MSACL: %s is no checkpoint of a pre-training; it begins anew.", self.path)
+            return None
+        return found
 
 
 def tell_stopped(stopped: SystemExit, step: int, checkpoints: Checkpoints | None) -> None:

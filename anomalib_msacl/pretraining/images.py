@@ -64,6 +64,9 @@ class NormalImages:
             return cls(DataLoader(cast("Any", images), batch_size=size, shuffle=True, drop_last=True))
         if not isinstance(images, Iterable):
             raise InputError(f"images are {images!r}, but must be a tensor of shape (N, 3, H, W), or a loader of such.")
+        if isinstance(images, Iterator) or _holds_nothing(images):
+            kind = f"a {type(images).__name__}, which ends" if isinstance(images, Iterator) else "a loader of nothing"
+            raise InputError(f"images are {kind}, but must be a loader or a list: they are walked through many times.")
         return cls(images)
 
     def of_batch(self, batch: Any) -> Tensor:
@@ -83,6 +86,9 @@ class NormalImages:
     def collect(self, number: int) -> Tensor | None:
         """Return up to ``number`` images of all processes on the CPU, ``(N, 3, H, W)``; None if there are none."""
         found = list(self._first(undisturbed(self.whole), number, torch.device("cpu")))
+        sizes = sorted({f"{each.shape[-2]} x {each.shape[-1]}" for each in found})
+        if len(sizes) > 1:
+            raise InputError(f"MSACL: the images have {' and '.join(sizes[:2])} pixels; bring them to one size.")
         return torch.cat(found) if found else None
 
     def _first(self, loader: Iterable[Any], number: int, device: torch.device) -> Iterator[Tensor]:
@@ -98,6 +104,14 @@ class NormalImages:
             number -= loader.size if isinstance(loader, SharedLoader) else len(images)
             if number <= 0:
                 break
+
+
+def _holds_nothing(loader: Any) -> bool:
+    """Whether a loader says that it has no batch; one of a stream does not know."""
+    try:
+        return len(loader) == 0
+    except TypeError:
+        return False
 
 
 def normal_of(batch: Any) -> Tensor:
@@ -130,8 +144,13 @@ def check_range(images: Tensor) -> None:
     """Refuse images that were normalised before they came here, or hold values that are not finite.
 
     Raises:
-        InputError: If values lie far outside of [0, 1].
+        InputError: If values lie far outside of [0, 1], or cannot be fractions.
     """
+    if images.ndim != _RANK or images.shape[1] not in {1, 3}:
+        raise InputError(f"MSACL: batches of training images are of shape {tuple(images.shape)}, not (N, 3, H, W).")
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise InputError(f"MSACL: the training images are of {kind}, but must be float32 in [0, 1]; convert them.")
     low, high = (float(limit) for limit in images.float().aminmax()) if images.numel() else (0.0, 1.0)
     if not -_BEYOND <= low <= high <= 1 + _BEYOND:
         raise InputError(

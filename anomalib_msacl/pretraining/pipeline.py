@@ -136,7 +136,8 @@ def pretrain(
         ['untouched', 'whitened', 'step 1']
     """
     recipe = Recipe.of(recipe)
-    images = NormalImages.of(images, recipe.batch_size)
+    images = NormalImages.of(_of_the_kind(images, encoder), recipe.batch_size)
+    held_out = _of_the_kind(held_out, encoder)
     run = Pretraining(encoder, provenance, recipe)
     trainer = trainer or make_trainer(recipe)
     check_trainer(trainer, recipe)
@@ -160,6 +161,11 @@ def pretrain(
             run.choose()
             run.realign(images)
     return run.result()
+
+
+def _of_the_kind(images: Any, encoder: Encoder) -> Any:
+    """Return a tensor of images as the weights are: of 32 bits for example, where NumPy has made 64 of them."""
+    return images.to(encoder.mean.dtype) if isinstance(images, Tensor) and images.is_floating_point() else images
 
 
 @contextmanager
@@ -372,7 +378,8 @@ class Pretraining:
             goes_on: Whether the run goes on; otherwise the restored weights are the initial ones from now on.
         """
         self.choice.load_state_dict(state["choice"])
-        self.trainings.load_state_dict(state["trainings"])
+        if "trainings" in state:  # versions before 0.3.0 made one
+            self.trainings.load_state_dict(state["trainings"])
         self._start, self.steps, made_for = state["start"], state["steps"], state["made_for"]
         layers, std = tuple(made_for["layers"]), made_for["feature_std"]
         self._provenance = replace(self._provenance, layers=layers, feature_std=std)

@@ -203,6 +203,10 @@ ROWS: dict[str, Row] = {
     "an argument that is none": Row(
         model(backbone_args={"legs": 4}), r"cannot be created with .*correct the arguments"
     ),
+    "an argument that has no name": Row(model(backbone_args={1: 2}), r"backbone_args is \{1: 2\}, but must be"),
+    "a tag that is none": Row(model(backbone="test_resnet.a1"), r"resnet.a1' cannot be created .*correct the name"),
+    "a backbone that names no folder": Row(model(backbone="local-dir:"), r"'local-dir:' is no folder; name it local"),
+    "weights that name no folder": Row(lambda _: weights("local-dir:"), r"'local-dir:' is no folder; name it local"),
     "a path of 5,000 letters": Row(lambda _: weights("x" * 5000), r"cannot read weights from x+\.\.\.x+: there is no"),
     "a folder of 5,000 letters": Row(
         lambda _: create_backbone("local-dir:" + "x" * 5000), r"x\.\.\.x+ is not a weights"
@@ -329,6 +333,12 @@ ROWS: dict[str, Row] = {
         model(recipe=make_recipe(**dict.fromkeys(TERMS[:-1], 0.0), frozen_stride=16)), r"nothing would be trained"
     ),
     "no term": Row(model(recipe=make_recipe(**dict.fromkeys(TERMS, 0.0))), r"nothing would be trained"),
+    "a number for weights_dir": Row(model(weights_dir=3), r"weights_dir is 3, but must be the path of a folder"),
+    "a weights_dir with a zero": Row(model(weights_dir="a\0b"), r"weights_dir is 'a\\x00b', which is no path"),
+    "a weights_dir of 5,000 letters": Row(model(weights_dir="x" * 5000), r"weights_dir has a name of 5000 letters"),
+    "saving to a folder of 5,000 letters": Row(
+        lambda _: save_backbone(backbone().model, "x" * 5000, backbone().provenance), r"has a name of 5000 letters"
+    ),
     "weights below a file": Row(not_writable, r"weights cannot be saved to .* name a folder that can be written"),
     # Settings of Igd
     **{
@@ -361,6 +371,8 @@ ROWS: dict[str, Row] = {
         )
         for value in ("5", math.nan, math.inf, -1)
     },
+    "a root with a zero": Row(lambda _: MsaclPretraining(root="a\0b"), r"root is 'a\\x00b', which is no path"),
+    "a root of 5,000 letters": Row(lambda _: MsaclPretraining(root="x" * 5000), r"root has a name of 5000 letters"),
     "a number for root": Row(lambda _: MsaclPretraining(root=3), r"root is 3, but must be the path"),  # type: ignore[arg-type]
     "a number for the callback's weights": Row(
         lambda _: MsaclPretraining(weights=3), r"weights is 3, but must be timm"
@@ -413,6 +425,17 @@ ROWS: dict[str, Row] = {
     "no images": Row(images(torch.zeros(0, 3, 64, 64)), r"shape \(0, 3, 64, 64\), but must have .* at least one image"),
     "one image without its dimension": Row(
         images(torch.rand(3, 64, 64)), r"images are a tensor of shape \(3, 64, 64\)"
+    ),
+    "images with four channels": Row(images(torch.rand(4, 4, 64, 64)), r"of shape \(2, 4, 64, 64\), not \(N, 3"),
+    **{
+        f"images of {kind}": Row(images((RANDOM > 0.5).to(kind)), r"training images are of .*, but must be float32")
+        for kind in (torch.bool, torch.uint8, torch.complex64)
+    },
+    "an iterator": Row(images(iter([RANDOM])), r"images are a list_iterator, which ends, but must be a loader"),
+    "a held-out iterator": Row(images(RANDOM, iter([RANDOM])), r"images are a list_iterator, which ends"),
+    "a loader without a batch": Row(images([]), r"images are a loader of nothing"),
+    "batches of two sizes": Row(
+        images([RANDOM[:2], RANDOM[2:, :, :32, :32]]), r"have 32 x 32 and 64 x 64 pixels; bring them to one size"
     ),
     "a loader of numbers": Row(images([1, 2]), r"a loader yields batches of int, but the pre-training needs tensors"),
     "nothing for images": Row(images(None), r"images are None, but must be a tensor"),

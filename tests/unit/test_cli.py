@@ -173,12 +173,20 @@ def test_an_error_in_a_constructor_named_on_the_command_line_is_one_line(capsys:
 def test_predict_writes_scores_beside_no_callback_one_or_a_list(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AnomalibCLI, "instantiate_engine", lambda _: None)
     command = CommandLine.__new__(CommandLine)
-    command.subcommand, trainer = "predict", {"callbacks": given}
+    command.subcommand, trainer = "predict", {"callbacks": given, "strategy": "auto"}
     command.config_init = {"predict": {"trainer": trainer}}
     command.instantiate_engine()
     found = trainer["callbacks"] if isinstance(trainer["callbacks"], list) else [trainer["callbacks"]]
     assert sum(isinstance(each, ScoresCsv) for each in found) == 1
     assert set(given if isinstance(given, list) else [given]) - {None} <= set(found)
+
+
+@pytest.mark.parametrize("name", ["ddp_spawn", "ddp_fork_find_unused_parameters_true", "ddp_notebook"])
+def test_ways_to_start_processes_that_a_command_cannot_go_are_refused(name: str) -> None:
+    command = CommandLine.__new__(CommandLine)
+    command.subcommand, command.config_init = "fit", {"fit": {"trainer": {"callbacks": None, "strategy": name}}}
+    with pytest.raises(InputError, match=f"{name} cannot start the processes .* set it to ddp"):
+        command.instantiate_engine()
 
 
 def test_a_hub_out_of_reach_is_one_line_with_the_remedy(

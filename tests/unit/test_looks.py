@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from anomalib_msacl.data import looks
 from anomalib_msacl.data.inspection import Inspection, inspect_image
 from anomalib_msacl.data.looks import look_at_images
+from tests.telling import LIMIT
 
 
 @pytest.fixture
@@ -136,3 +138,14 @@ def test_one_pixel_makes_an_image_that_is_not_of_one_value(tmp_path: Path, mode:
             image.putpixel((5, 6), 255 if mode != "RGB" else (0, 0, 255))
         image.save(tmp_path / "image.png")
         assert inspect_image(str(tmp_path / "image.png")).constant is not changed
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_not_read_for_what_was_kept(kind: str, images: list[str], tmp_path: Path) -> None:
+    seen = tmp_path / "seen.json"
+    os.mkfifo(seen) if kind == "pipe" else seen.symlink_to("/dev/zero")
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(look_at_images(images, 1, seen)), daemon=True)
+    thread.start()
+    thread.join(LIMIT)
+    assert found == [{path: inspect_image(path) for path in images}]

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import Compose, Resize
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, create_backbone
+from anomalib_msacl.backbone.folder import check_name
 from anomalib_msacl.compat import is_attached, set_max_steps
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_batches, training_images
 from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, refuse_normalize
@@ -82,6 +83,7 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
         visualizer: Visualizer | bool = True,
     ) -> None:
         check_switches("Msacl", detector=detector)
+        check_name("weights_dir", weights_dir or "")
         if pre_processor is True:
             check_whole("Msacl", "image_size", image_size, 1, LARGEST_SIDE, "a number of pixels")
             pre_processor = self.configure_pre_processor((image_size, image_size))

@@ -22,7 +22,7 @@ from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.backbone.folder import is_intact, remove_leftovers, save_backbone
 from anomalib_msacl.data.looks import SEEN
 from anomalib_msacl.pretraining import Pretrained, trainings
-from anomalib_msacl.pretraining.checkpoints import Checkpoints
+from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints
 from anomalib_msacl.pretraining.locking import alone_with
 from tests.conftest import make_recipe, phantom
 
@@ -91,6 +91,15 @@ def test_a_checkpoint_that_cannot_be_read_is_told_and_the_run_begins_anew(
     path.write_bytes(b"half of a file")
     assert Checkpoints(path).read() is None
     assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("content", [3, {STATE: 3}, {STATE: {}}, {STATE: {}, "global_step": "x", "state_dict": {}}])
+def test_a_file_of_another_program_is_told_and_the_run_begins_anew(
+    content: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(content, tmp_path / "run.ckpt")
+    assert Checkpoints(tmp_path / "run.ckpt").read() is None
+    assert "is no checkpoint of a pre-training; it begins anew" in caplog.text
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
