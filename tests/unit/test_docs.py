@@ -6,7 +6,9 @@ import ast
 import importlib
 import importlib.util
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -232,10 +234,27 @@ def test_the_reports_for_anomalib_still_hold(
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "upstream.md").read_text(encoding="utf-8")
     found = re.findall(r"^```python\n((?:(?!```).)*)```\n\n```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert len(found) == 10
+    assert len(found) == 11
     for block, expected in found:
         run(block)
         assert capsys.readouterr().out == expected, block
+
+
+@pytest.mark.parametrize(("ending", "status", "requeued"), [("exit 3", 3, ""), ("", 0, ""), (None, 138, "requeue 7\n")])
+def test_the_batch_file_ends_as_the_training_does_and_goes_back_into_the_queue(
+    ending: str | None, status: int, requeued: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With programs of our own for srun and scontrol; without an ending the time of the job is up."""
+    (script,) = (block for block in blocks(ROOT / "docs" / "devices.md", "bash") if "#SBATCH" in block)
+    at_the_end = "kill -USR1 $PPID; sleep 1" if ending is None else ending
+    told = tmp_path / "told"
+    for name, text in (("srun", at_the_end), ("scontrol", f'echo "$@" > {told}')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert subprocess.run(["bash", "-c", script], check=False).returncode == status
+    assert (told.read_text() if told.exists() else "") == requeued
 
 
 def test_every_page_is_in_the_navigation() -> None:
