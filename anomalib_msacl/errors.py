@@ -149,6 +149,8 @@ _OF_OTHERS: tuple[tuple[Any, Callable[[Any], bool], Callable[[BaseException], st
     ),
     (pickle.UnpicklingError, _quotes("Weights only load failed"), lambda _: _UNSAFE),
     (RuntimeError, _quotes(_LOST_PROCESS.pattern), lambda error: str(LostProcessError.of(error))),
+    # Lightning, where the tasks of a job do not fit the trainer's devices and nodes
+    ((RuntimeError, ValueError), _quotes(r"^You set .* SLURM"), lambda error: str(error).splitlines()[0]),
     ((RuntimeError, ValueError), _quotes(_UNKNOWN_MODEL.pattern), _unknown_backbone),
 )
 

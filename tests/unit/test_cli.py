@@ -15,6 +15,7 @@ from anomalib.data import AnomalibDataModule
 from anomalib.models import Padim
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from anomalib_msacl.anomalib_cli import CommandLine
 from anomalib_msacl.cli import config_path, main
@@ -187,6 +188,20 @@ def test_ways_to_start_processes_that_a_command_cannot_go_are_refused(name: str)
     command.subcommand, command.config_init = "fit", {"fit": {"trainer": {"callbacks": None, "strategy": name}}}
     with pytest.raises(InputError, match=f"{name} cannot start the processes .* set it to ddp"):
         command.instantiate_engine()
+
+
+def test_tasks_of_a_job_that_lightning_refuses_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("NTASKS", "2"), ("NTASKS_PER_NODE", "2"), ("NNODES", "1"), ("JOB_NAME", "msacl")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(SystemExit), one_line_errors():
+        SLURMEnvironment().validate_settings(num_devices=4, num_nodes=1)
+    assert "anomalib-msacl: error: You set `devices=4` in Lightning" in capsys.readouterr().err
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(SystemExit), one_line_errors():
+        SLURMEnvironment()
+    assert "Use `--ntasks-per-node=2` instead" in capsys.readouterr().err
 
 
 def test_a_hub_out_of_reach_is_one_line_with_the_remedy(
