@@ -47,7 +47,8 @@ def page() -> str:
     sections += [
         "## Names of version 0.2.0.dev0",
         "The recipe of 0.2.0.dev0 was flat. An old name is refused with the new one. `view` has kept its name.\n"
-        "Of the arguments that `medmix` took, `keep_on_foreground` and `foreground_threshold` are settings of `lesions` now.",
+        "Of the arguments that `medmix` took, `keep_on_foreground` and `foreground_threshold` are settings of "
+        "`lesions` now.",
         "| old | new |\n|---|---|\n" + renamed,
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
