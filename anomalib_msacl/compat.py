@@ -18,7 +18,7 @@ import timm.models.vision_transformer
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.pre_processing.utils.transform import get_exportable_transform
-from lightning.fabric.utilities.rank_zero import rank_zero_module
+from lightning.fabric.utilities import rank_zero
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
@@ -186,7 +186,7 @@ class DataHooks(AnomalibDataModule):
 @contextmanager
 def inner_trainer() -> Iterator[None]:
     """Let a trainer that runs inside of another one tell warnings only, and none of what is so by intent."""
-    told = rank_zero_module.log  # "GPU available: ..." and the like, which the outer trainer has told already
+    told = cast("Any", rank_zero).rank_zero_module.log  # "GPU available: ..." and the like, which the outer trainer has told already
     level = told.level
     with warnings.catch_warnings():
         for message in _INTENDED:

@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_module
+from lightning.fabric.utilities import rank_zero
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from rich.console import Console
@@ -148,7 +148,7 @@ def test_each_message_is_written_once(as_anomalib_logs: tuple[io.StringIO, io.St
 
 def test_a_trainer_inside_of_another_tells_nothing_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     told = io.StringIO()
-    logger = rank_zero_module.log
+    logger: logging.Logger = cast("Any", rank_zero).rank_zero_module.log
     monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(told)])
     monkeypatch.setattr(logger, "level", logging.INFO)
     with inner_trainer(), warnings.catch_warnings(record=True) as caught:
