@@ -3,13 +3,16 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test coverage lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python scripts/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing --durations=25
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(PYTEST)
+
+coverage: # the tests again, a third slower
+	$(MAKE) test PYTEST="--cov --cov-report=term-missing"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

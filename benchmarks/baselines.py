@@ -8,6 +8,7 @@ place with the optimiser of the default recipe.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from anomalib_msacl.backbone import Encoder
 from anomalib_msacl.lesions import LesionMixture
 from anomalib_msacl.pretraining.lightning_model import warm_cosine
 from anomalib_msacl.pretraining.views import WeakView
+from anomalib_msacl.recipe import ViewRecipe
 
 BATCH = 32  # images that pass the network in a step; a third of the default recipe, so three times the steps are fair
-VIEW = {"jitter": 0.8}
+VIEW = ViewRecipe(jitter=0.8)
 
 
 def simclr(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
@@ -28,7 +30,7 @@ def simclr(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
     from lightly.models.modules import SimCLRProjectionHead
 
     head, contrast = SimCLRProjectionHead(encoder.dim, encoder.dim, 128), NTXentLoss(temperature=0.2)
-    view = WeakView(**VIEW, scale=(0.3, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.2)
+    view = WeakView(replace(VIEW, scale=(0.3, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.2))
 
     def loss(batch: Tensor) -> Tensor:
         first, second = (head(encoder(view(batch[: BATCH // 2]))[1]) for _ in range(2))
@@ -39,7 +41,7 @@ def simclr(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
 
 def cutpaste(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
     """Tell images with a pasted rectangle from those without (Li et al. 2021)."""
-    head, view, lesions = nn.Linear(encoder.dim, 2).to(images.device), WeakView(**VIEW), LesionMixture(["cutpaste"])
+    head, view, lesions = nn.Linear(encoder.dim, 2).to(images.device), WeakView(VIEW), LesionMixture(["cutpaste"])
 
     def loss(batch: Tensor) -> Tensor:
         pasted = torch.arange(len(batch), device=batch.device) % 2
@@ -50,7 +52,7 @@ def cutpaste(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
 
 def normals_only(encoder: Encoder, images: Tensor, steps: int, seed: int) -> None:
     """Draw the features of normal images to their mean (Deep SVDD on a pre-trained network; Reiss et al. 2021)."""
-    view = WeakView(**VIEW)
+    view = WeakView(VIEW)
     with torch.no_grad():
         centre = torch.cat([encoder(part)[1] for part in images[:128].split(BATCH)]).mean(dim=0)
 

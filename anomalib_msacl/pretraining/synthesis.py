@@ -39,7 +39,7 @@ class Synthesis:
 
     def __init__(self, recipe: Recipe) -> None:
         self.classes = recipe.classes
-        self.view = WeakView.of(recipe.view)
+        self.view = WeakView(recipe.view)
         self.lesions = recipe.lesions.mixture()
 
     def __call__(self, images: Tensor, views: int = 1) -> SyntheticBatch:

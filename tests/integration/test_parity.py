@@ -35,7 +35,8 @@ BACKBONE, LAYERS = "tf_efficientnet_lite0", ["blocks.2", "blocks.4"]
 SIZES = {"224": (224, 224), "512": (512, 480), "2000": (2000, 1841)}
 DICOM = {"CR": "RG1_UNCI.dcm", "CT": "693_UNCI.dcm"}  # 1955 x 1841 and 512 x 512 pixels
 MODELS = ("Patchcore", "Padim", "Msacl")
-# Models whose plain export to OpenVINO by anomalib is looked at, too.
+# Models whose plain export to OpenVINO by anomalib is looked at, too. PaDiM's own takes a minute and is made only where
+# it is named here: test_export.py has one of smaller images.
 PLAIN = os.environ.get("PARITY_PLAIN", "").split(",")
 # Largest difference of a score, and of a pixel of a map, to `Engine.predict`; both lie in [0, 1].
 BOUNDS = {"torch": 1e-5, "fp32": 1e-3, "screen": 1e-3, "fp16": 3e-2}
@@ -193,14 +194,15 @@ def examine(name: str, root: Path, work: Path) -> dict[str, dict[Path, Finding]]
     paths = list(expected)
     with antialiased_exports():
         torch_file = engine.export(model, "torch", work / "torch", ckpt_path=checkpoint)
-    files = {"fp32": by_command(name, checkpoint, work / "fp32")}
-    files["fp16"] = halved(files["fp32"], work / "fp16.xml")
-    if name in PLAIN:
-        files["plain"] = engine.export(model, "openvino", work / "plain", ckpt_path=checkpoint)
-    rows = {kind: with_openvino(file, paths) for kind, file in files.items()}
-    rows["screen"] = with_screening(files["fp32"], paths)
-    rows["torch"] = with_torch(torch_file, paths)
-    if name == "Padim" and "plain" not in files:  # anomalib's export to torch resizes as all its exports do
+    rows = {"torch": with_torch(torch_file, paths)}
+    if name != "Padim" or name in PLAIN:
+        files = {"fp32": by_command(name, checkpoint, work / "fp32")}
+        files["fp16"] = halved(files["fp32"], work / "fp16.xml")
+        if name in PLAIN:
+            files["plain"] = engine.export(model, "openvino", work / "plain", ckpt_path=checkpoint)
+        rows |= {kind: with_openvino(file, paths) for kind, file in files.items()}
+        rows["screen"] = with_screening(files["fp32"], paths)
+    if name == "Padim" and "plain" not in rows:  # anomalib's export to torch resizes as all its exports do
         rows["plain"] = with_torch(engine.export(model, "torch", work / "plain", ckpt_path=checkpoint), paths)
     return {"expected": expected} | {kind: dict(zip(paths, row, strict=True)) for kind, row in rows.items()}
 
@@ -228,6 +230,8 @@ def print_rows(name: str, found: dict[str, dict[Path, Finding]]) -> None:
 
 @pytest.mark.parametrize("kind", BOUNDS)
 def test_exports_score_as_the_tested_model(findings: dict[str, dict[Path, Finding]], kind: str) -> None:
+    if kind not in findings:
+        pytest.skip("PaDiM's export of large images takes a minute; PARITY_PLAIN=Padim makes it")
     scores = {round(finding.score, 3) for finding in findings["expected"].values()}
     assert len(scores) > len(findings["expected"]) / 2  # not all cut off at the ends of the range
     assert {finding.label for finding in findings["expected"].values()} == {False, True}

@@ -6,6 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.views import WeakView, patch_pairs
+from anomalib_msacl.recipe import Recipe, ViewRecipe
 
 OFF = {"scale": (1, 1), "ratio": (1, 1), "jitter": 0, "grey": 0, "blur": 0, "flip": 0}
 
@@ -26,7 +27,7 @@ def seed():
 @pytest.mark.parametrize("size", [(48, 48), (33, 64)])
 def test_view_keeps_shape_and_range(size):
     images = textured(8, *size).round()  # values at the ends of the range
-    views = WeakView(brightness=0.9, contrast=0.9, jitter=1)(images)
+    views = WeakView(ViewRecipe(brightness=0.9, contrast=0.9, jitter=1))(images)
     assert views.shape == images.shape
     assert views.min() >= 0
     assert views.max() <= 1
@@ -36,7 +37,8 @@ def test_view_keeps_shape_and_range(size):
 def test_views_of_images_of_any_shape_are_stretched_within_the_ratio(size):
     y, x = torch.meshgrid(*(torch.arange(float(side)) for side in size), indexing="ij")
     ramps = torch.stack([y, x, x]) / max(size)
-    views = WeakView(**{**OFF, "scale": (0.6, 1.0), "ratio": (0.8, 1.25)})(ramps.repeat(40, 1, 1, 1)) * max(size)
+    views = WeakView(ViewRecipe(**{**OFF, "scale": (0.6, 1.0), "ratio": (0.8, 1.25)}))(ramps.repeat(40, 1, 1, 1))
+    views = views * max(size)
     middle = views[..., size[0] // 4 : -size[0] // 4, size[1] // 4 : -size[1] // 4]
     vertical = middle[:, 0].diff(dim=1).mean(dim=(1, 2))
     horizontal = middle[:, 1].diff(dim=2).mean(dim=(1, 2))
@@ -60,7 +62,7 @@ def test_equal_images_get_different_views():
 )
 def test_each_operation_is_drawn_per_image(change):
     images = textured(12)
-    views = WeakView(**(OFF | change))(images)
+    views = WeakView(ViewRecipe(**(OFF | change)))(images)
     different = [(views[0] - view).abs().max() > 1e-4 for view in views[1:]]
     assert any(different)
     assert (views - images).abs().max() > 1e-3
@@ -73,23 +75,23 @@ def test_next_call_draws_anew():
 
 def test_view_with_everything_off_is_the_image():
     images = textured(2)
-    torch.testing.assert_close(WeakView(**OFF)(images), images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(WeakView(ViewRecipe(**OFF))(images), images, rtol=0, atol=1e-4)
 
 
 def test_flip_mirrors_left_and_right():
     images = textured(2)
-    torch.testing.assert_close(WeakView(**(OFF | {"flip": 1}))(images), images.flip(-1), rtol=0, atol=1e-4)
+    torch.testing.assert_close(WeakView(ViewRecipe(**(OFF | {"flip": 1})))(images), images.flip(-1), rtol=0, atol=1e-4)
 
 
 def test_grey_view_has_equal_channels():
-    views = WeakView(**(OFF | {"grey": 1}))(textured())
+    views = WeakView(ViewRecipe(**(OFF | {"grey": 1})))(textured())
     assert (views - views[:, :1]).abs().max() < 1e-5
 
 
 def test_crop_shows_the_stated_area():
     ramp = torch.linspace(0, 1, 64)
     images = torch.stack([ramp[:, None].expand(64, 64), ramp[None].expand(64, 64), torch.zeros(64, 64)])
-    views = WeakView(**(OFF | {"scale": (0.25, 0.25)}))(images.repeat(8, 1, 1, 1))
+    views = WeakView(ViewRecipe(**(OFF | {"scale": (0.25, 0.25)})))(images.repeat(8, 1, 1, 1))
     spans = views.flatten(2).amax(dim=2) - views.flatten(2).amin(dim=2)
     assert (spans[:, :2] - 0.5).abs().max() < 0.05  # half a side in either direction
     assert views[:, 0].flatten(1).amin(dim=1).std() > 0.05  # at different places
@@ -114,9 +116,9 @@ def test_view_carries_no_gradient():
     ],
     ids=str,
 )
-def test_bad_setting_is_refused_when_the_view_is_made(setting):
-    with pytest.raises(InputError, match="WeakView"):
-        WeakView(**setting)
+def test_bad_setting_is_refused_by_the_recipe(setting):
+    with pytest.raises(InputError, match=rf"recipe\.view\.{next(iter(setting))} is "):
+        Recipe.of({"view": setting})
 
 
 # patch_pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from anomalib.engine import Engine
 from anomalib.models import Patchcore
 from anomalib.pre_processing import PreProcessor
+from filelock import FileLock
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import NormalsThreshold
@@ -44,8 +46,22 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    root = tmp_path_factory.mktemp("screening")
+def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained:
+    """Made by the first process of the tests that asks for it; the others read it."""
+    if worker_id == "master":  # one process runs all tests
+        return train(tmp_path_factory.mktemp("screening"))
+    folder = tmp_path_factory.getbasetemp().parent / "screening"
+    with FileLock(f"{folder}.lock"):
+        file = folder / "trained.pickle"
+        if not file.exists():
+            folder.mkdir()
+            file.write_bytes(pickle.dumps(train(folder)))
+        found: Trained = pickle.loads(file.read_bytes())
+    return found
+
+
+def train(root: Path) -> Trained:
+    """Fit the detector and export it, below a folder."""
     window = {"WindowCenter": 1200, "WindowWidth": 600}
     for index in range(20):
         write_dicom(root / f"good/{index:02d}", tissue(index, SIZE), PatientID=f"P{index}", **window)
