@@ -186,9 +186,8 @@ class DataHooks(AnomalibDataModule):
 @contextmanager
 def inner_trainer() -> Iterator[None]:
     """Let a trainer that runs inside of another one tell warnings only, and none of what is so by intent."""
-    told = cast(
-        "Any", rank_zero
-    ).rank_zero_module.log  # "GPU available: ..." and the like, which the outer trainer has told already
+    # "GPU available: ..." and the like, which the outer trainer has told already.
+    told = cast("Any", rank_zero).rank_zero_module.log
     level = told.level
     with warnings.catch_warnings():
         for message in _INTENDED:
