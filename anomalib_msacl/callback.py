@@ -26,6 +26,7 @@ from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
 from anomalib_msacl.backbone.folder import check_name, check_place, is_intact, remove_leftovers
 from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
+from anomalib_msacl.compat import inner_trainer
 from anomalib_msacl.data.checks import check_datamodule, check_validation
 from anomalib_msacl.data.looks import SEEN
 from anomalib_msacl.data.samples import content_of
@@ -123,7 +124,7 @@ class MsaclPretraining(Callback):
         self.directory = directory = self.root / f"{task.provenance.architecture}-{key[:12]}"
         target.fill(task.encoder.backbone)  # fails now or never
         if not distributed.on_main(self._reuses, directory):
-            with alone_with(directory):
+            with alone_with(directory), inner_trainer():
                 distributed.on_main(remove_leftovers, directory)
                 if not distributed.on_main(self._reuses, directory):  # another run may have made it meanwhile
                     self._pretrain(task, trainer, datamodule, digests)

@@ -169,6 +169,7 @@ def compare(
 
 def _compare(data: str, models: str, seeds: int, place: Path) -> None:
     """Compare, and write the page and the scores."""
+    from anomalib_msacl import __version__  # noqa: PLC0415
     from anomalib_msacl.comparison import find_layout, run_trials, summary, write_scores  # noqa: PLC0415
     from anomalib_msacl.comparison.configured import Configured  # noqa: PLC0415
 
@@ -176,7 +177,8 @@ def _compare(data: str, models: str, seeds: int, place: Path) -> None:
     layout = find_layout(data)
     place.mkdir(parents=True, exist_ok=True)
     trials = list(run_trials(layout, configs, range(seeds), place, lambda line: print(line, file=sys.stderr)))
-    page = summary(trials)
+    made = f"anomalib-msacl compare {data} --models {models} --seeds {seeds}"
+    page = summary(trials) + f"\nMade by `{made}`, version {__version__}.\n"
     (place / "comparison.md").write_text(page, encoding="utf-8")
     if trials[0].untouched:
         write_scores(trials, place / "scores.csv")

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ import timm.models.vision_transformer
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.pre_processing.utils.transform import get_exportable_transform
+from lightning.fabric.utilities import rank_zero
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -31,6 +34,11 @@ without_antialiasing = get_exportable_transform
 
 _OPSET = 18  # what torch's exporter writes; anomalib asks for 14, which ends in a traceback in the log
 _EXPORTING: weakref.WeakSet[Any] = weakref.WeakSet()  # models that are being exported
+# Frozen stages are in evaluation mode by intent, and curves have few points where there are few images.
+_INTENDED = (
+    r"Found \d+ module\(s\) in eval mode",
+    r"The number of training batches .* is smaller than the logging interval",
+)
 
 
 @contextmanager
@@ -198,3 +206,19 @@ class DataHooks(AnomalibDataModule):
     def split_validation(self) -> None:
         """Make the validation set; anomalib's way unless a subclass knows better."""
         super()._create_val_split()
+
+
+@contextmanager
+def inner_trainer() -> Iterator[None]:
+    """Let a trainer that runs inside of another one tell warnings only, and none of what is so by intent."""
+    # "GPU available: ..." and the like, which the outer trainer has told already.
+    told = cast("Any", rank_zero).rank_zero_module.log
+    level = told.level
+    with warnings.catch_warnings():
+        for message in _INTENDED:
+            warnings.filterwarnings("ignore", message)
+        told.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            told.setLevel(level)

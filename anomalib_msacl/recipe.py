@@ -253,7 +253,8 @@ class Recipe:
     """Settings of MSACL pre-training.
 
     Attributes:
-        classes: ``|A|``, the normal class and the numbers of lesions 1, 2, ...; 4 in the paper.
+        classes: Classes of the contrast: the normal one, and those with 1, 2, ... lesions; 4 in the paper, as ``A_0``
+            to ``A_3``.
         max_steps: Optimiser steps of all trainings, unless the trainer of :class:`anomalib_msacl.Msacl` names its own.
             With the callback 0 hands the initial weights over as they are, but for the scale of whitened maps.
         trainings: Trainings that the steps are divided into. Each begins with the weights of before the first step,

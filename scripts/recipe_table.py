@@ -31,7 +31,7 @@ recipe:
 On the command line: `--trainer.callbacks.init_args.recipe.loss.dense 0.5`. In Python:
 `Recipe(max_steps=20, loss=LossRecipe(dense=0.5))`, with the classes of `anomalib_msacl.recipe`.
 """
-_HEAD = "| name | type | default | meaning |\n|---|---|---|---|"
+_HEAD = "| name | default | meaning |\n|---|---|---|"
 _NO_LIMIT = 1e9
 
 
@@ -39,25 +39,26 @@ def page() -> str:
     """Return the page."""
     hints = get_type_hints(Recipe)
     parts = [name for name, kind in hints.items() if dataclasses.is_dataclass(kind)]
-    sections = [_INTRODUCTION, "## recipe", _HEAD + "\n" + _rows(Recipe, "recipe", parts)]
+    sections = [_INTRODUCTION, "## recipe", _HEAD + "\n" + _rows(Recipe, parts)]
     for name in parts:
         place, kind = f"recipe.{name}", hints[name]
-        sections += [f"## {place}", _introduction(kind), _HEAD + "\n" + _rows(kind, place)]
+        sections += [f"## {place}", _introduction(kind), _HEAD + "\n" + _rows(kind)]
     renamed = "\n".join(_renamed(old, new) for old, new in sorted(RENAMED.items()))
     sections += [
         "## Names of version 0.2.0.dev0",
-        "The recipe of 0.2.0.dev0 was flat. An old name is refused with the new one. `view` has kept its name. Of the "
-        "arguments that `medmix` took, `keep_on_foreground` and `foreground_threshold` are settings of `lesions` now.",
+        "The recipe of 0.2.0.dev0 was flat. An old name is refused with the new one. `view` has kept its name.\n"
+        "Of the arguments that `medmix` took, `keep_on_foreground` and `foreground_threshold` are settings of "
+        "`lesions` now.",
         "| old | new |\n|---|---|\n" + renamed,
     ]
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
-def _rows(kind: type, place: str, left_out: list[str] | tuple[str, ...] = ()) -> str:
+def _rows(kind: type, left_out: list[str] | tuple[str, ...] = ()) -> str:
     """Return the rows of the settings of a dataclass."""
     meanings = _meanings(kind)
     return "\n".join(
-        f"| `{place}.{each.name}` | {_kind(each)} | `{_default(each)}` | {meanings[each.name]} |"
+        f"| `{each.name}` | `{_default(each)}` ({_kind(each)}) | {meanings[each.name]} |"
         for each in dataclasses.fields(kind)
         if each.name not in left_out
     )

@@ -57,7 +57,7 @@ def _tested(trials: Sequence[Trial]) -> Iterator[str]:
         over_seeds = "-" if math.isnan(half) else f"{mean - half:+.3f} to {mean + half:+.3f}"
         over_images = f"{low:+.3f} to {high:+.3f}"
         rows.append((model, spread(before), spread(after), f"{mean:+.3f}", over_seeds, over_images))
-        told.append(_verdict(model, (mean - half, mean + half), (low, high)))
+        told.append(_verdict(model, (mean - half, mean + half), (low, high), len(own)))
     yield from _table(("model", "untouched", "pre-trained", "difference", "95 % over seeds", "95 % over images"), rows)
     yield ""
     yield from told
@@ -73,12 +73,13 @@ def _untested(trials: Sequence[Trial]) -> Iterator[str]:
     """Yield the page of a set without abnormal test images."""
     yield "There are no abnormal test images, so that nothing can be said of real lesions. What can be said: how well"
     yield "held-out normal images are told from copies with synthetic lesions of families that were not trained with."
+    yield "The figures are image AUROC, as the choice of the weights sees it:"
     yield ""
     rows = []
     for trial in trials:
         scores = {name: image for name, image, _ in trial.choice.candidates}
         kept = trial.choice.kept or "last step"
-        cells = [f"{scores[name]:.3f}" if name in scores else "-" for name in ("untouched", kept)]
+        cells = [spread([scores[name]] if name in scores else []) for name in ("untouched", kept)]
         rows.append((trial.model, str(trial.seed), *cells, kept))
     yield from _table(("model", "seed", "untouched", "kept", "which is"), rows)
     yield ""
@@ -94,15 +95,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield from (f"| {line} |" for line in lines[1:])
 
 
-def _verdict(model: str, seeds: tuple[float, float], images: tuple[float, float]) -> str:
-    """Say in one sentence whether pre-training helped a model."""
+def _verdict(model: str, seeds: tuple[float, float], images: tuple[float, float], count: int) -> str:
+    """Say in one sentence whether pre-training helped a model, and in another what a few seeds are worth."""
     known = [bounds for bounds in (seeds, images) if not math.isnan(bounds[0])]
-    alone = " One seed only: repeat with three or more before you rely on it." if len(known) == 1 else ""
     if all(low > 0 for low, _ in known):
-        return f"- {model}: pre-training helped on this set.{alone}"
-    if all(high < 0 for _, high in known):
-        return f"- {model}: pre-training made it worse on this set; use the untouched backbone.{alone}"
-    return f"- {model}: no difference that these seeds and images can tell; pre-training may be left out.{alone}"
+        said = "pre-training helped on this set."
+    elif all(high < 0 for _, high in known):
+        said = "pre-training made it worse on this set; use the untouched backbone."
+    else:
+        said = "no difference that these seeds and images can tell, which does not prove that there is none."
+    few = {1: " One seed only", 2: " Two seeds give a very wide interval"}.get(count, "")
+    return f"- {model}: {said}{few + ': repeat with three or more before you rely on it.' if few else ''}"
 
 
 def _pixels(trials: Sequence[Trial]) -> Iterator[str]:

@@ -68,7 +68,8 @@ def build_page(examiner: Examiner, examples: Sequence[Path] = (), note: str = ""
     def answer(path: str | None, index: float | None) -> tuple[str, Image.Image | None, Image.Image | None]:
         return shown(examiner, path, int(index or 0))
 
-    about = "  \n".join(line for line in (f"Model: {examiner.version}", examiner.threshold) if line)
+    told = examiner.threshold and f"Threshold: {examiner.threshold}"
+    about = "  \n".join(line for line in (f"Model: {examiner.version}", told) if line)
     with gradio.Blocks(title="anomalib-msacl", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
         gradio.Markdown(_INTRODUCTION + note)
         with gradio.Row():
@@ -108,10 +109,14 @@ def shown(examiner: Examiner, path: str | None, index: int) -> tuple[str, Image.
 def _launch(gradio: Any, page: Any, port: int) -> None:
     """Serve a page to this computer alone, with letters that it has already."""
     letters = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    # Quiet, because Gradio would suggest to share the page with the world.
+    options = {"share": False, "quiet": True, "prevent_thread_lock": True}
     try:
-        page.launch(server_name="127.0.0.1", server_port=port, share=False, theme=letters, footer_links=[])
+        page.launch(server_name="127.0.0.1", server_port=port, theme=letters, footer_links=[], **options)
     except OSError as error:
         raise InputError(f"the page cannot be served on port {port} ({error}): set --port to another") from error
+    print(f"http://127.0.0.1:{port} on this computer; Ctrl-C ends it", flush=True)
+    page.block_thread()
 
 
 def _gradio() -> Any:

@@ -75,10 +75,11 @@ def trained(found: Findings) -> Section:
 def curve_section(found: Findings) -> Section:
     """The curves of the pre-training."""
     section = Section("Curves of the pre-training")
-    terms = {name.removeprefix("train_"): points for name, points in found.curves.items() if name == "train_loss"}
+    drawn = {name: points for name, points in found.curves.items() if len(points) > 1}  # one point is no curve
+    terms = {name.removeprefix("train_"): points for name, points in drawn.items() if name == "train_loss"}
     held_out = {
         "image AUROC" if "image" in name else "pixel AUROC": points
-        for name, points in found.curves.items()
+        for name, points in drawn.items()
         if name.startswith("held_out_")
     }
     if terms:
@@ -86,7 +87,9 @@ def curve_section(found: Findings) -> Section:
     if held_out:
         caption = "Held-out normal images against copies with synthetic lesions of families not trained with."
         section.charts.append((charts.curves(held_out, "AUROC, held out"), caption))
-    if not section.charts:
+    if found.curves and not section.charts:
+        section.texts.append("There are too few steps for curves.")
+    elif not section.charts:
         section.texts.append("There are no curves: nothing was trained, or results/msacl/logs is not there any more.")
     return section
 

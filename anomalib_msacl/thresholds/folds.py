@@ -11,6 +11,7 @@ from anomalib.data import AnomalibDataModule
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from anomalib_msacl.compat import inner_trainer
 from anomalib_msacl.data.held_out import Fold
 from anomalib_msacl.errors import InputError, first_line
 from anomalib_msacl.thresholds.scoring import held_out_scores
@@ -46,7 +47,8 @@ def scores_of_folds(
         )
         model, part = copy.deepcopy(blank), copy.copy(datamodule)
         part.train_data = fold.train
-        with isolate_rng():  # each fit begins with the random numbers that the fit of the model itself begins with
+        # Each fit begins with the random numbers that the fit of the model itself begins with.
+        with inner_trainer(), isolate_rng():
             inner = _trainer_like(trainer, pl_module)
             inner.fit(model, datamodule=part)
         for kind, scores in held_out_scores(inner, model.to(pl_module.device), datamodule, fold.held_out).items():

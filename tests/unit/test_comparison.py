@@ -80,7 +80,7 @@ def test_the_band_holds_the_curve_and_agrees_with_sklearn() -> None:
     [
         (0, 4, "pre-training helped on this set"),
         (4, 0, "pre-training made it worse on this set; use the untouched backbone"),
-        (1, 1, "no difference that these seeds and images can tell"),
+        (1, 1, "no difference that these seeds and images can tell, which does not prove that there is none"),
     ],
 )
 def test_the_verdict_is_honest(before: float, after: float, expected: str) -> None:
@@ -90,6 +90,11 @@ def test_the_verdict_is_honest(before: float, after: float, expected: str) -> No
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({tuple(place for place, sign in enumerate(line) if sign == "|") for line in table}) == 1  # aligned
     assert "fewer than 30 images" in text
+
+
+def test_few_seeds_say_so() -> None:
+    assert "repeat with three or more" in summary(trials(1, 1, 2))
+    assert "repeat with" not in summary(trials(1, 1, 3))
 
 
 def test_one_seed_has_no_interval_and_says_so() -> None:
@@ -156,7 +161,7 @@ def test_without_labels_the_command_says_what_can_be_said(
     main(["compare", str(tmp_path / "plain"), "--models", str(config), "--seeds", "1", "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "nothing can be said of real lesions" in printed
-    assert "| Padim | 0    | 0." in printed
+    assert "| Padim | 0    | ." in printed
     assert not (tmp_path / "out" / "scores.csv").exists()
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities import rank_zero
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from rich.console import Console
@@ -20,6 +22,8 @@ from rich.logging import RichHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anomalib_msacl import MsaclPretraining
+from anomalib_msacl.compat import inner_trainer
+from anomalib_msacl.pretraining.lightning_model import make_trainer
 from anomalib_msacl.pretraining.loggers import UnderPrefix, picture_of, show_lesions, tell_choice
 from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.questions import Score
@@ -140,3 +144,18 @@ def test_each_message_is_written_once(as_anomalib_logs: tuple[io.StringIO, io.St
     plain, rich = (text.getvalue() for text in as_anomalib_logs)
     assert (plain + rich).count("of ours") == 1
     assert (plain + rich).count("of others") == 2  # is not ours to change
+
+
+def test_a_trainer_inside_of_another_tells_nothing_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = io.StringIO()
+    logger: logging.Logger = cast("Any", rank_zero).rank_zero_module.log
+    monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(told)])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    with inner_trainer(), warnings.catch_warnings(record=True) as caught:
+        make_trainer(make_recipe())
+        warnings.warn("Found 3 module(s) in eval mode at the start of training.", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert [str(each.message) for each in caught] == ["something else"]
+    assert not told.getvalue()
+    make_trainer(make_recipe())
+    assert "GPU available" in told.getvalue()
