@@ -13,7 +13,7 @@ from anomalib_msacl.backbone.tensors import StateDict, copy_of
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.loggers import tell_choice
-from anomalib_msacl.pretraining.pipeline import Pretrained
+from anomalib_msacl.pretraining.pretrained import Pretrained
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.recipe import Recipe
 
