@@ -109,6 +109,13 @@ def _frozen_garbage() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Screening sets the threads of its process, and all later tests of it would take several times as long."""
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
 def _kept_signal_stack() -> Iterator[None]:
     """Tests that compile models with OpenVINO leave the process as it was: see the module."""
     with kept_signal_stack():

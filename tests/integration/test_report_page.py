@@ -31,7 +31,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("run")
     content = yaml.safe_load(CONFIG.read_text())
     content["model"]["init_args"] |= {"backbone": "test_resnet", "layers": ["layer2", "layer3"], "n_features": 10}
-    content["trainer"]["callbacks"][0]["init_args"] |= {"weights": "random", "recipe": RECIPE}
+    content["trainer"]["callbacks"][0]["init_args"] |= {"weights": "random"}
+    # Curves need two points, and losses have one for every ten steps.
+    choice = {"choice": {"evaluations": 2, "images": 4}}
+    content["trainer"]["callbacks"][0]["init_args"]["recipe"] = RECIPE | choice | {"max_steps": 20}
     (place / "tiny.yaml").write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -77,7 +80,7 @@ def test_the_card_tells_what_was_kept(run: Path) -> None:
     facts = read_card(weights)
     assert facts is not None
     assert facts.kept in {name for name, _, _ in facts.candidates}
-    assert (facts.steps, facts.data, facts.images) == (2, "phantom_fundus", "12")
+    assert (facts.steps, facts.data, facts.images) == (20, "phantom_fundus", "12")
     assert facts.recipe["batch_size"] == 4
     assert Run.open(run).model_name == "Padim"
 
