@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(PYTEST)
 
-coverage: # the tests again, a third slower
+coverage: # the tests, slower
 	$(MAKE) test PYTEST="--cov --cov-report=term-missing"
 
 lint: $(VENV)/.installed

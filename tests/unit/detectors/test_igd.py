@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anomalib_msacl import Igd, InputError, MsaclPretraining
+from anomalib_msacl.backbone.tensors import same
 from anomalib_msacl.data.checks import image_paths
 from anomalib_msacl.data.looks import seen_by_runs
 from anomalib_msacl.detectors.igd.networks import Critic, Decoder
@@ -46,10 +47,6 @@ def data_of(root: Path, **changes: Any) -> Any:
 
 def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 class Fitted:
