@@ -258,8 +258,8 @@ class Recipe:
         max_steps: Optimiser steps of all trainings, unless the trainer of :class:`anomalib_msacl.Msacl` names its own.
             With the callback 0 hands the initial weights over as they are, but for the scale of whitened maps.
         trainings: Trainings that the steps are divided into. Each begins with the weights of before the first step,
-            and the mean of what they end with is taken: it depends less on the seed than one training does. Fewer are
-            made where each would have fewer than 30 steps.
+            and the mean of what they end with is taken. Pooled features can gain by it (docs/experiments.md). Fewer
+            are made where each would have fewer than 30 steps.
         batch_size: Images of a batch, each seen once per class and view. The callback's;
             :class:`anomalib_msacl.Msacl` takes the datamodule's ``train_batch_size``.
         accumulate: Batches whose gradients make one step: less noise for the same memory.

@@ -1,8 +1,8 @@
 """Several trainings from the same weights, one after the other, whose weights are averaged.
 
-One short training ends wherever its few batches have led it, and so does a detector on its features. The average of
-several is steadier (docs/experiments.md). Such averages work because all begin at the same weights: Wortsman et al.,
-"Model soups", arXiv 2203.05482.
+One short training ends wherever its few batches have led it. The average of several was expected to be steadier: pooled
+features gain by it, patch detectors do not (docs/experiments.md). Such averages work because all begin at the same
+weights: Wortsman et al., "Model soups", arXiv 2203.05482.
 """
 
 from __future__ import annotations
