@@ -44,7 +44,8 @@ class Choice:
     """Candidates, their scores and the best of them. The last one is kept unless another is clearly better.
 
     Clearly means: the image AUROC of the best candidate is above that of the last one by more than two standard errors
-    of their difference. So pre-training that harms is not kept, nor training given up for noise.
+    of their difference, so that training is not given up for noise. What harms real lesions and not synthetic ones goes
+    unnoticed (docs/experiments.md).
 
     Args:
         program: What the verdict begins with.
