@@ -1,0 +1,116 @@
+"""The scale of whitened maps that suits PaDiM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from anomalib.models.image.padim.anomaly_map import AnomalyMapGenerator
+from anomalib.models.image.padim.torch_model import PadimModel
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from anomalib_msacl import Recipe
+from anomalib_msacl.backbone import create_backbone
+from anomalib_msacl.pretraining import NormalImages, Pretrained, Questions, Score, padim, pretrain
+from anomalib_msacl.pretraining.padim import padim_score, suited_std, suiting_padim
+from anomalib_msacl.pretraining.preparation import encoder_for
+from tests.conftest import make_recipe
+
+LAYERS = ["blocks.1", "blocks.2"]
+
+
+def images(number: int, seed: int = 0) -> Tensor:
+    """Images that are aligned: the same ramp with a little noise."""
+    ramp = torch.linspace(0.2, 0.8, 64)
+    noise = torch.randn(number, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    return (ramp[:, None] * ramp + 0.02 * noise).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def whitened() -> Pretrained:
+    torch.manual_seed(0)
+    recipe = Recipe.of({"whitening": {"alone": True}, "choice": {"evaluations": 0}})
+    start = encoder_for(create_backbone("test_efficientnet", "random"), recipe, LAYERS, (0.5,), (0.5,), (64, 64))
+    return pretrain(*start, images(16), None, recipe)
+
+
+def model(features: int) -> PadimModel:
+    return PadimModel("test_efficientnet", LAYERS, pre_trained=False, n_features=features)
+
+
+@pytest.mark.parametrize("std", [0.1, 0.2])
+def test_the_score_is_that_of_padim_number_by_number(whitened: Pretrained, std: float) -> None:
+    normal, questions = images(12, 1), Questions(images(12, 1), images(6, 2), whitened.recipe)
+
+    def embeddings(of: Tensor) -> np.ndarray:
+        with torch.no_grad():
+            first, second = whitened.encoder.eval()(of, pooled=False)[0]
+        second = second.repeat_interleave(first.shape[-1] // second.shape[-1], dim=-1)
+        second = second.repeat_interleave(first.shape[-2] // second.shape[-2], dim=-2)
+        return (torch.cat([first, second], dim=1) * std / 0.1).double().numpy()
+
+    fitted, asked = embeddings(normal), embeddings(questions.images)
+    height, width = fitted.shape[-2:]
+    distances = np.zeros((len(asked), 1, height, width))
+    for row in range(height):
+        for column in range(width):
+            rows = fitted[:, :, row, column]
+            covariance = np.cov(rows, rowvar=False) + (0.01 + 1e-5) * np.eye(rows.shape[1])
+            for number, one in enumerate(asked[:, :, row, column] - rows.mean(axis=0)):
+                distances[number, 0, row, column] = np.sqrt(one @ np.linalg.solve(covariance, one))
+    generator = AnomalyMapGenerator()
+    maps = generator.smooth_anomaly_map(generator.up_sample(torch.tensor(distances).float(), (64, 64)))
+    expected = maps.amax(dim=(1, 2, 3))
+
+    found = padim_score(model(56), normal, questions, whitened, std)
+    assert found.distances is not None
+    for draw in found.distances:
+        torch.testing.assert_close(draw, expected, rtol=2e-3, atol=1e-4)
+    assert found.image_auroc == pytest.approx(float(roc_auc_score(questions.labels, expected)), abs=0.02)
+
+
+def test_the_model_that_is_asked_stays_as_it_was(whitened: Pretrained) -> None:
+    asked = model(10)
+    before = {name: tensor.clone() for name, tensor in asked.state_dict().items()}
+    suited_std(asked, images(12, 1), images(6, 2), whitened)
+    assert asked.memory_bank == []
+    after = asked.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_twice_the_deviation_is_taken_where_it_is_clearly_better(
+    whitened: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 40 held-out images the first scale tells a part of the lesions, the second all."""
+
+    def scores(told: float) -> Score:
+        normal = torch.linspace(0, 1, 40)
+        lesions = torch.where(torch.arange(80) < told * 80, torch.tensor(2.0), normal.repeat(2))
+        labels = (torch.arange(120) >= 40).long()
+        distances = torch.cat([normal, lesions])
+        return Score(float(roc_auc_score(labels, distances)), 0.0, distances[None])
+
+    def choice(first: float, second: float) -> float:
+        answers = {0.1: scores(first), 0.2: scores(second)}
+        monkeypatch.setattr(padim, "padim_score", lambda *arguments: answers[arguments[-1]])
+        return suited_std(model(10), images(4), images(40, 2), whitened)
+
+    assert choice(0.3, 1.0) == 0.2
+    assert choice(0.3, 0.32) == choice(0.3, 0.3) == choice(1.0, 0.3) == 0.1
+
+
+def test_nothing_changes_without_held_out_images_or_without_whitening(
+    whitened: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(padim, "suited_std", lambda *_: 0.2)
+    some, none = NormalImages([images(4)]), NormalImages([])
+    assert suiting_padim(model(10), whitened, some, some).recipe.whitening.saved_std == 0.2
+    assert suiting_padim(model(10), whitened, some, none) is whitened
+    plain = replace(whitened, provenance=replace(whitened.provenance, feature_std=None))
+    assert suiting_padim(model(10), plain, some, some) is plain
+    kept = replace(whitened, recipe=make_recipe(whitening=0.0))
+    assert suiting_padim(model(10), kept, some, some) is kept
