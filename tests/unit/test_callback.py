@@ -349,10 +349,10 @@ def test_padim_gets_the_scale_that_its_own_score_prefers_unless_the_user_names_o
     phantom_root: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[tuple[int, int]] = []
+    asked: list[int] = []
 
-    def suited(padim: Any, images: Tensor, held_out: Tensor, found: Any) -> float:
-        asked.append((len(images), len(held_out)))
+    def suited(padim: Any, images: Tensor, found: Any) -> float:
+        asked.append(len(images))
         return float(2 * found.recipe.whitening.std)
 
     monkeypatch.setattr("anomalib_msacl.pretraining.padim.suited_std", suited)
@@ -375,7 +375,7 @@ def test_padim_gets_the_scale_that_its_own_score_prefers_unless_the_user_names_o
     assert folders == [0.1, 0.2, 0.1]
     torch.testing.assert_close(found[1], 2 * found[0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found[2], found[0])
-    assert asked == [(16, 4)]  # of twenty images, a fifth held out
+    assert asked == [20]  # once, with all images
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet"])

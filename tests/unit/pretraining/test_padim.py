@@ -67,15 +67,14 @@ def test_the_score_is_that_of_padim_number_by_number(whitened: Pretrained, std: 
 
     found = padim_score(model(56), normal, questions, whitened, std)
     assert found.distances is not None
-    for draw in found.distances:
-        torch.testing.assert_close(draw, expected, rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(found.distances[0], expected, rtol=2e-3, atol=1e-4)
     assert found.image_auroc == pytest.approx(float(roc_auc_score(questions.labels, expected)), abs=0.02)
 
 
 def test_the_model_that_is_asked_stays_as_it_was(whitened: Pretrained) -> None:
     asked = model(10)
     before = {name: tensor.clone() for name, tensor in asked.state_dict().items()}
-    suited_std(asked, images(12, 1), images(6, 2), whitened)
+    suited_std(asked, images(16, 1), whitened)
     assert asked.memory_bank == []
     after = asked.state_dict()
     assert before.keys() == after.keys()
@@ -85,32 +84,47 @@ def test_the_model_that_is_asked_stays_as_it_was(whitened: Pretrained) -> None:
 def test_twice_the_deviation_is_taken_where_it_is_clearly_better(
     whitened: Pretrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 40 held-out images the first scale tells a part of the lesions, the second all."""
+    """Of the images that are held out the first scale tells a part of the lesions, the second all."""
+    folds: list[list[float]] = []
 
-    def scores(told: float) -> Score:
-        normal = torch.linspace(0, 1, 40)
-        lesions = torch.where(torch.arange(80) < told * 80, torch.tensor(2.0), normal.repeat(2))
-        labels = (torch.arange(120) >= 40).long()
+    def scores(told: float, number: int) -> Score:
+        normal = torch.linspace(0, 1, number)
+        lesions = torch.where(torch.arange(2 * number) < told * 2 * number, torch.tensor(2.0), normal.repeat(2))
+        labels = (torch.arange(3 * number) >= number).long()
         distances = torch.cat([normal, lesions])
         return Score(float(roc_auc_score(labels, distances)), 0.0, distances[None])
 
-    def choice(first: float, second: float) -> float:
-        answers = {0.1: scores(first), 0.2: scores(second)}
-        monkeypatch.setattr(padim, "padim_score", lambda *arguments: answers[arguments[-1]])
-        return suited_std(model(10), images(4), images(40, 2), whitened)
+    def choice(first: float, second: float, number: int = 120) -> float:
+        def score(_: PadimModel, fitted: Tensor, questions: Questions, __: Pretrained, std: float, ___: int) -> Score:
+            held_out = questions.images[questions.labels == 0]
+            seen = {float(image.sum()) for image in fitted}
+            assert len(seen | {float(image.sum()) for image in held_out}) == number  # all take part, each once
+            folds.append([float(image.sum()) for image in held_out])
+            return scores(first if std == 0.1 else second, len(held_out))
+
+        monkeypatch.setattr(padim, "padim_score", score)
+        folds.clear()
+        return suited_std(model(10), images(number, 2), whitened)
 
     assert choice(0.3, 1.0) == 0.2
+    assert len(set(folds[0] + folds[2] + folds[4])) == 3 * 40  # no image is held out twice
+    assert folds[::2] == folds[1::2]
     assert choice(0.3, 0.32) == choice(0.3, 0.3) == choice(1.0, 0.3) == 0.1
+    assert choice(0.0, 1.0, number=14) == 0.1  # too few to tell
+    assert not folds
 
 
-def test_nothing_changes_without_held_out_images_or_without_whitening(
+def test_all_images_take_part_and_nothing_changes_without_whitening(
     whitened: Pretrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(padim, "suited_std", lambda *_: 0.2)
-    some, none = NormalImages([images(4)]), NormalImages([])
-    assert suiting_padim(model(10), whitened, some, some).recipe.whitening.saved_std == 0.2
-    assert suiting_padim(model(10), whitened, some, none) is whitened
+    seen: list[int] = []
+    monkeypatch.setattr(padim, "suited_std", lambda _, images, __: seen.append(len(images)) or 0.2)
+    some, others, none = NormalImages([images(4)]), NormalImages([images(3)]), NormalImages([])
+    for held_out in (others, none):
+        found = suiting_padim(model(10), whitened, some, held_out)
+        assert found.recipe.whitening.saved_std == 0.2
+    assert seen == [7, 4]
     plain = replace(whitened, provenance=replace(whitened.provenance, feature_std=None))
-    assert suiting_padim(model(10), plain, some, some) is plain
+    assert suiting_padim(model(10), plain, some, others) is plain
     kept = replace(whitened, recipe=make_recipe(whitening=0.0))
-    assert suiting_padim(model(10), kept, some, some) is kept
+    assert suiting_padim(model(10), kept, some, others) is kept
