@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from anomalib.data import AnomalibDataModule
-from anomalib.models import Padim
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
-from anomalib.models.image.padim.torch_model import PadimModel
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -41,7 +39,6 @@ from anomalib_msacl.pretraining.lightning_model import make_trainer
 from anomalib_msacl.pretraining.locking import alone_with
 from anomalib_msacl.pretraining.loggers import UnderPrefix, tell_choice
 from anomalib_msacl.pretraining.messages import each_message_once
-from anomalib_msacl.pretraining.padim import suiting_padim
 from anomalib_msacl.pretraining.pipeline import pretrain
 from anomalib_msacl.pretraining.preparation import check_devices, check_trainable, encoder_for, transform_parts
 from anomalib_msacl.pretraining.progress import StepsBar
@@ -163,15 +160,13 @@ class MsaclPretraining(Callback):
             model.input_size,
         )
         check_trainable(encoder, recipe, provenance.architecture, model.input_size)
-        free = isinstance(model, Padim) and self.recipe.whitening.saved_std is None
-        padim = cast("PadimModel", model.model) if free else None
-        return _Task(encoder, provenance, recipe, Compose(others) if others else None, padim)
+        return _Task(encoder, provenance, recipe, Compose(others) if others else None)
 
     def _recipe_for(self, model: AnomalibModule) -> Recipe:
         """Return the recipe with the scale of feature maps that suits a model, unless the user names one.
 
-        Memory banks do not mind small features, and PaDiM wants them, as small as its own score of held-out lesions
-        allows (:mod:`anomalib_msacl.pretraining.padim`). What learns a network on them does mind.
+        Memory banks and Gaussians do not mind small features, or want them: PaDiM's ridge. What learns a network on
+        them does.
         """
         whitening = self.recipe.whitening
         if isinstance(model, MemoryBankMixin) or whitening.saved_std is not None:
@@ -193,7 +188,6 @@ class MsaclPretraining(Callback):
             "model_args": dict(task.provenance.model_args),
             "normalisation": [list(task.provenance.mean), list(task.provenance.std)],
             "transforms": [repr(task.transform), repr(datamodule.train_augmentations)],
-            **({} if task.padim is None else {"padim": task.padim.n_features}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -224,12 +218,7 @@ class MsaclPretraining(Callback):
         checkpoints = Checkpoints(directory.with_name(f"{directory.name}.ckpt"), self.checkpoint_minutes)
         found = pretrain(task.encoder, task.provenance, training, held_out, task.recipe, trainer, checkpoints)
         tell_choice(outer.loggers, found.candidates, found.kept, found.verdict, found.steps)
-
-        def save() -> str:
-            suited = found if task.padim is None else suiting_padim(task.padim, found, training, held_out)
-            return str(suited.save(directory, datamodule.name, len(datamodule.train_data)))
-
-        distributed.on_main(save)
+        distributed.on_main(lambda: str(found.save(directory, datamodule.name, len(datamodule.train_data))))
         distributed.on_main(checkpoints.remove)
 
 
@@ -242,14 +231,12 @@ class _Task:
         provenance: Where these come from.
         recipe: How to pre-train.
         transform: Brings images to the model's size; None leaves them.
-        padim: The model, where the scale of the feature maps is to suit PaDiM; None for all others.
     """
 
     encoder: Encoder
     provenance: Provenance
     recipe: Recipe
     transform: Compose | None
-    padim: PadimModel | None = None
 
 
 class _Split:

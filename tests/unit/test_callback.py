@@ -341,44 +341,6 @@ def test_whitened_maps_suit_what_the_model_does_with_them(
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet"])
-def test_padim_gets_the_scale_that_its_own_score_prefers_unless_the_user_names_one(
-    backbone: str,
-    callback: Make,
-    make_patchcore: Make,
-    make_engine: Make,
-    phantom_root: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[int] = []
-
-    def suited(padim: Any, images: Tensor, found: Any) -> float:
-        asked.append(len(images))
-        return float(2 * found.recipe.whitening.std)
-
-    monkeypatch.setattr("anomalib_msacl.pretraining.padim.suited_std", suited)
-    layers = {"test_efficientnet": ["blocks.1", "blocks.2"], "test_resnet": ["layer2", "layer3"]}[backbone]
-    options: dict[str, Any] = {"n_features": 10, "pre_trained": False, "visualizer": False}
-    options |= {"pre_processor": make_patchcore().pre_processor}
-    settings: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "evaluations": 1, "centre_images": 4}
-    found, folders, images = [], [], torch.rand(4, 3, 64, 64)
-    for model, recipe in (
-        (make_patchcore(backbone=backbone, layers=layers), make_recipe(**settings)),
-        (Padim(backbone, layers, **options), make_recipe(**settings)),
-        (Padim(backbone, layers, **options), make_recipe(**settings, deviation=0.1)),
-    ):
-        torch.manual_seed(0)
-        made = callback(weights="random", recipe=recipe)
-        fit(model, made, make_engine, phantom_root)
-        folders.append(create_backbone(backbone, str(made.directory)).provenance.feature_std)
-        with torch.no_grad():
-            found.append(network(model).eval()(images)[-1])
-    assert folders == [0.1, 0.2, 0.1]
-    torch.testing.assert_close(found[1], 2 * found[0], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found[2], found[0])
-    assert asked == [20]  # once, with all images
-
-
-@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet"])
 def test_weights_that_were_pre_trained_once_suit_every_model(
     backbone: str, callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
 ) -> None:
