@@ -87,7 +87,7 @@ def model_card(provenance: Provenance, facts: CardFacts) -> str:
         provenance=provenance,
         facts=facts,
         size=" x ".join(map(str, provenance.input_size)) or "unknown",
-        whitened="not whitened" if std is None else f"whitened, channels of standard deviation {std:g}",
+        whitened="as they were" if std is None else f"channels of standard deviation {std:g}",
         versions=", ".join(f"{name} {version_of(name)}" for name in PACKAGES),
         recipe=json.dumps(facts.recipe, indent=2),
     )

@@ -24,7 +24,7 @@ class Provenance:
         std: Normalisation that the weights expect, one value a channel.
         layers: Layers that MSACL trained the weights for, empty for weights of others.
         feature_std: Root mean square standard deviation of a channel that MSACL whitened the feature maps down to the
-            deepest layer to; None where it did not.
+            deepest layer to, or brought those of a vision transformer to; None where it did not.
         input_size: Height and width in pixels that MSACL trained the weights at, empty for weights of others.
         model_args: Arguments that the architecture was created with.
     """

@@ -8,8 +8,9 @@ covariances in units of normal variation.
 Where a stage of the backbone ends in a linear layer, as in EfficientNet and MobileNet, the map goes into the weights
 that write this feature map and its inverse into those that read it: the output of the network stays what it was, only
 the feature map has another basis. Stages that end in a ReLU, as in ResNet, let no more than a positive factor for each
-channel pass; these channels get equal standard deviations, which is whitening without its rotation. Transformers keep
-theirs.
+channel pass; these channels get equal standard deviations, which is whitening without its rotation. The maps of a
+vision transformer are only brought to a scale: anomalib reads all its blocks through the last norm, which takes one
+factor.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from anomalib_msacl.backbone.encoder import Encoder, evaluating
+from anomalib_msacl.backbone.encoder import Encoder, evaluating, is_transformer
 from anomalib_msacl.backbone.moments import Moments
 from anomalib_msacl.backbone.streams import fold, streams
 from anomalib_msacl.distributed import copy_from_main
@@ -55,8 +56,37 @@ def whiten(encoder: Encoder, batches: Iterable[Tensor], std: float) -> list[str]
     return [encoder.stages[index]["module"] for index in found]
 
 
+def deviation(encoder: Encoder, batches: Iterable[Tensor]) -> float | None:
+    """Return the root mean square standard deviation of a channel of a vision transformer, over its layers together.
+
+    Args:
+        encoder: Left alone.
+        batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``; those of this process, if there are several.
+
+    Returns:
+        None for other architectures, and for a transformer whose maps do not all pass one norm with a weight.
+    """
+    if _last_norm(encoder.backbone) is None:
+        return None
+    index = sorted(set(encoder.index))
+    moments = Moments(encoder.stages[index[0]]["num_chs"])
+    with torch.no_grad(), evaluating(encoder):
+        for images in batches:
+            for maps in encoder.intermediates(images, index).values():
+                moments.add(maps)
+    moments.join()
+    return float(moments.covariance.diagonal().mean().sqrt())
+
+
+def _last_norm(backbone: nn.Module) -> nn.Module | None:
+    """Return the norm that every block of a vision transformer is read through, if it has a weight."""
+    norm = getattr(backbone, "norm", None) if is_transformer(backbone) else None
+    return norm if isinstance(getattr(norm, "weight", None), nn.Parameter) else None
+
+
+@torch.no_grad()
 def rescale(encoder: Encoder, factor: float, layers: Sequence[str] | None = None) -> list[str]:
-    """Multiply the feature maps that :func:`whiten` whitens by a factor.
+    """Multiply the feature maps that :func:`whiten` whitens, or all of a vision transformer, by a factor.
 
     Args:
         encoder: Its backbone is changed in place, and stays what it is elsewhere as in :func:`whiten`.
@@ -66,6 +96,11 @@ def rescale(encoder: Encoder, factor: float, layers: Sequence[str] | None = None
     Returns:
         Names of the stages that were rescaled.
     """
+    norm = _last_norm(encoder.backbone)
+    if norm is not None:
+        for parameter in norm.parameters(recurse=False):
+            parameter.mul_(factor)
+        return [stage["module"] for stage in encoder.stages]
     found = streams(encoder, layers)
     for stream in found.values():
         channels = stream.writers[0][1].num_features

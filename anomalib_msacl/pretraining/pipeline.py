@@ -24,6 +24,7 @@ from anomalib_msacl.backbone import Encoder, Provenance, realign, whiten
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.tensors import StateDict, copy_of, same
+from anomalib_msacl.backbone.whitening import deviation
 from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints, tell_stopped
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, is_due, step_name
 from anomalib_msacl.pretraining.images import NormalImages
@@ -190,9 +191,15 @@ class Pretraining:
             return
         names = whiten(self.encoder, images.batches(settings.images, self.device), settings.std)
         if not names:
+            with isolate_rng():
+                std = deviation(self.encoder, images.batches(settings.images, self.device))
+            self._provenance = replace(
+                self._provenance, feature_std=std
+            )  # saved weights are brought to the one asked for
             logger.info(
-                "MSACL: the stages of %s cannot be whitened, which needs a linear end or a ReLU.",
+                "MSACL: the stages of %s cannot be whitened, which needs a linear end or a ReLU%s.",
                 self._initial.architecture,
+                "" if std is None else "; only their scale is changed, in the weights that are saved",
             )
             return
         logger.info("MSACL: the feature maps of %s are whitened on normal images.", ", ".join(names))

@@ -366,6 +366,36 @@ def test_weights_that_were_pre_trained_once_suit_every_model(
         torch.testing.assert_close(back, first, rtol=1e-3, atol=1e-4)
 
 
+def test_the_maps_of_a_transformer_get_the_scale_that_suits_the_model(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    """PatchCore and PaDiM get a deviation of .1 of the layers together, which changes nothing else."""
+    options: dict[str, Any] = {"backbone": "test_vit", "layers": ["blocks.2", "blocks.4"]}
+    settings: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "evaluations": 0, "centre_images": 4}
+    data = phantom(phantom_root)
+    data.setup()
+    pictures = torch.cat([batch.image.as_subclass(Tensor) for batch in data.train_dataloader()])
+    images, found = 2 * pictures - 1, {}  # as the normalisation of the tests brings them to the network
+    for name, recipe in {
+        "scaled": make_recipe(**settings),
+        "as it is": make_recipe(**settings, whitening=0.0),
+        "unit": make_recipe(**settings, deviation=1.0),
+    }.items():
+        torch.manual_seed(0)
+        model = make_patchcore(**options)
+        made = callback(weights="random", recipe=recipe)
+        fit(model, made, make_engine, phantom_root)
+        folder = create_backbone("test_vit", str(made.directory))
+        assert folder.provenance.feature_std == {"scaled": 0.1, "as it is": None, "unit": 1}[name]
+        with torch.no_grad():
+            found[name] = torch.stack(list(model.model.feature_extractor.eval()(images).values()))
+    spread = {name: float(maps.transpose(0, 2).flatten(1).var(dim=1).mean().sqrt()) for name, maps in found.items()}
+    assert spread["scaled"] == pytest.approx(0.1, rel=0.1)  # two steps have moved it a little
+    torch.testing.assert_close(found["unit"], 10 * found["scaled"], rtol=1e-3, atol=1e-4)
+    factor = 0.1 / (spread["as it is"] * 0.1 / spread["scaled"])
+    torch.testing.assert_close(found["scaled"], factor * found["as it is"], rtol=1e-3, atol=1e-4)
+
+
 def test_maps_that_were_never_whitened_keep_their_scale_on_the_way_through_other_models(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
 ) -> None:

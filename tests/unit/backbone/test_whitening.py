@@ -15,7 +15,7 @@ from anomalib_msacl.backbone.encoder import Encoder
 from anomalib_msacl.backbone.moments import Moments
 from anomalib_msacl.backbone.realignment import realign
 from anomalib_msacl.backbone.streams import stream_of
-from anomalib_msacl.backbone.whitening import rescale, whiten, whitening_map
+from anomalib_msacl.backbone.whitening import deviation, rescale, whiten, whitening_map
 
 STAGES = {
     "tf_efficientnet_lite0": ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"],
@@ -185,6 +185,37 @@ def test_a_stage_that_goes_on_with_the_sum_of_the_stage_before_is_left() -> None
         after = encoder.intermediates(images(), index)
     for stage in (2, 3, 4):
         torch.testing.assert_close(after[stage], before[stage], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_tiny_patch16_224"])
+def test_the_maps_of_a_transformer_have_one_scale(name: str) -> None:
+    """It is told over the layers together, and rescaling multiplies all blocks and the output, nothing else."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name, "random", {"img_size": 64})[0]
+    nn.init.uniform_(backbone.norm.weight, 0.2, 3)
+    nn.init.normal_(backbone.norm.bias)
+    encoder = Encoder(backbone, ["blocks.2", "blocks.4"]).eval()
+    index = list(range(len(encoder.stages)))
+    with torch.no_grad():
+        output, before = backbone(images()), encoder.intermediates(images(), index)
+        std = deviation(encoder, [images()[:8], images()[8:]])
+        expected = covariance(torch.cat([before[2], before[4]])).diagonal().mean().sqrt().item()
+        assert std == pytest.approx(expected, rel=1e-6)
+        assert whiten(encoder, [images()], std=0.1) == []
+        assert rescale(encoder, 0.1 / expected) == [stage["module"] for stage in encoder.stages]
+        assert deviation(encoder, [images()]) == pytest.approx(0.1, rel=1e-5)
+        torch.testing.assert_close(backbone(images()), 0.1 / expected * output, rtol=1e-3, atol=1e-5)
+        for stage, maps in encoder.intermediates(images(), index).items():
+            torch.testing.assert_close(maps, 0.1 / expected * before[stage], rtol=1e-3, atol=1e-5)
+
+
+def test_what_has_no_one_scale_tells_none() -> None:
+    pooled = create_backbone("test_vit", "random", {"img_size": 64, "global_pool": "avg", "fc_norm": True})[0]
+    for backbone in (pooled, create_backbone("resnet18", "random")[0]):
+        assert deviation(Encoder(backbone, ["blocks.2"] if backbone is pooled else None), [images()]) is None
+    before = {name: tensor.clone() for name, tensor in pooled.state_dict().items()}
+    assert rescale(Encoder(pooled, ["blocks.2"]), 10.0) == []
+    assert all(torch.equal(before[name], tensor) for name, tensor in pooled.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
