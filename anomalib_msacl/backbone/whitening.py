@@ -15,6 +15,7 @@ factor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -64,7 +65,8 @@ def deviation(encoder: Encoder, batches: Iterable[Tensor]) -> float | None:
         batches: Normal images in [0, 1], each of shape ``(B, 3, H, W)``; those of this process, if there are several.
 
     Returns:
-        None for other architectures, and for a transformer whose maps do not all pass one norm with a weight.
+        None for other architectures, for a transformer whose maps do not all pass one norm with a weight, and where
+        they do not vary or are not finite.
     """
     if _last_norm(encoder.backbone) is None:
         return None
@@ -75,7 +77,8 @@ def deviation(encoder: Encoder, batches: Iterable[Tensor]) -> float | None:
             for maps in encoder.intermediates(images, index).values():
                 moments.add(maps)
     moments.join()
-    return float(moments.covariance.diagonal().mean().sqrt())
+    std = float(moments.covariance.diagonal().mean().sqrt())
+    return std if _TINY < std < math.inf else None
 
 
 def _last_norm(backbone: nn.Module) -> nn.Module | None:

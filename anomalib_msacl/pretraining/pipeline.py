@@ -193,9 +193,8 @@ class Pretraining:
         if not names:
             with isolate_rng():
                 std = deviation(self.encoder, images.batches(settings.images, self.device))
-            self._provenance = replace(
-                self._provenance, feature_std=std
-            )  # saved weights are brought to the one asked for
+            # The weights that are saved are brought from this deviation to the one asked for.
+            self._provenance = replace(self._provenance, feature_std=std)
             logger.info(
                 "MSACL: the stages of %s cannot be whitened, which needs a linear end or a ReLU%s.",
                 self._initial.architecture,

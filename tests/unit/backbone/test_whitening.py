@@ -201,6 +201,7 @@ def test_the_maps_of_a_transformer_have_one_scale(name: str) -> None:
         std = deviation(encoder, [images()[:8], images()[8:]])
         expected = covariance(torch.cat([before[2], before[4]])).diagonal().mean().sqrt().item()
         assert std == pytest.approx(expected, rel=1e-6)
+        assert deviation(encoder, [torch.full((2, 3, 64, 64), torch.nan)]) is None
         assert whiten(encoder, [images()], std=0.1) == []
         assert rescale(encoder, 0.1 / expected) == [stage["module"] for stage in encoder.stages]
         assert deviation(encoder, [images()]) == pytest.approx(0.1, rel=1e-5)
@@ -213,6 +214,9 @@ def test_what_has_no_one_scale_tells_none() -> None:
     pooled = create_backbone("test_vit", "random", {"img_size": 64, "global_pool": "avg", "fc_norm": True})[0]
     for backbone in (pooled, create_backbone("resnet18", "random")[0]):
         assert deviation(Encoder(backbone, ["blocks.2"] if backbone is pooled else None), [images()]) is None
+    flat = create_backbone("test_vit", "random", {"img_size": 64})[0]
+    nn.init.zeros_(flat.norm.weight)
+    assert deviation(Encoder(flat, ["blocks.2"]), [images()]) is None
     before = {name: tensor.clone() for name, tensor in pooled.state_dict().items()}
     assert rescale(Encoder(pooled, ["blocks.2"]), 10.0) == []
     assert all(torch.equal(before[name], tensor) for name, tensor in pooled.state_dict().items())
