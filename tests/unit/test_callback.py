@@ -392,7 +392,7 @@ def test_the_maps_of_a_transformer_get_the_scale_that_suits_the_model(
     spread = {name: float(maps.transpose(0, 2).flatten(1).var(dim=1).mean().sqrt()) for name, maps in found.items()}
     assert spread["scaled"] == pytest.approx(0.1, rel=0.1)  # two steps have moved it a little
     torch.testing.assert_close(found["unit"], 10 * found["scaled"], rtol=1e-3, atol=1e-4)
-    factor = 0.1 / (spread["as it is"] * 0.1 / spread["scaled"])
+    factor = spread["scaled"] / spread["as it is"]
     torch.testing.assert_close(found["scaled"], factor * found["as it is"], rtol=1e-3, atol=1e-4)
 
 
