@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from anomalib_msacl.errors import InputError, first_line
 
 StateDict = dict[str, Tensor]
+PICKLES = (".ckpt", ".pt", ".pth")  # as Lightning and torch save
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read a ``.safetensors`` file, or a checkpoint of Lightning (``.ckpt``) with tensors and plain data.
+    """Read a ``.safetensors`` file, or a file of Lightning or torch (``.ckpt``, ``.pt``, ``.pth``) with plain data.
 
     Raises:
         InputError: If there is no such file, it is of another kind, or it cannot be read.
@@ -29,10 +30,10 @@ def read_file(path: Path) -> dict[str, Any]:
             f"cannot read weights from {path}: there is no such file or folder; give a folder in timm's format, a "
             ".safetensors file, timm, torchvision, offline or random."
         )
-    if path.suffix not in {".safetensors", ".ckpt"} or not path.is_file():
+    if path.suffix not in {".safetensors", *PICKLES} or not path.is_file():
         raise InputError(
-            f"cannot read weights from {path}: only .safetensors files, folders with a model.safetensors and "
-            "checkpoints of Lightning (.ckpt) are read; save others with safetensors first."
+            f"cannot read weights from {path}: only .safetensors files, folders with a model.safetensors, and "
+            f"checkpoints ({', '.join(PICKLES)}) are read; save others with safetensors first."
         )
     try:
         return load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
@@ -65,9 +66,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def tensors_of(content: Mapping[str, Any]) -> StateDict:
-    """Return the tensors of a state dict, or of the one that a checkpoint holds."""
-    state = content.get("state_dict")
-    state = state if isinstance(state, dict) else content
+    """Return the tensors of a state dict, or of the one that a checkpoint holds as Lightning's and many others do."""
+    held = (content.get(key) for key in ("state_dict", "model"))
+    state = next((state for state in held if isinstance(state, dict)), content)
     return {name: tensor for name, tensor in state.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
 
 

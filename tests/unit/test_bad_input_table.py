@@ -182,9 +182,9 @@ ROWS: dict[str, Row] = {
     "code in a checkpoint to go on from": Row(
         goes_on_from(lambda path: torch.save({"state_dict": {}, "x": Evil()}, path)), r"model\.ckpt is no checkpoint"
     ),
-    "a pickle of another name": Row(
+    "code in a file of torch": Row(
         lambda root: ((root / "a.pth").write_bytes(pickle.dumps(Evil())), weights(root / "a.pth")),
-        r"only \.safetensors files, folders .* are read",
+        r"cannot read weights from .*a\.pth \(.*a checkpoint that holds nothing but tensors",
     ),
     "arguments that read files": Row(
         lambda _: create_backbone("test_resnet", "random", {"checkpoint_path": "evil.pth"}),

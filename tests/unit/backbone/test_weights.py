@@ -196,11 +196,22 @@ def test_a_file_without_a_state_is_refused(tmp_path: Path) -> None:
         create_backbone("test_resnet", str(tmp_path / "tensor.ckpt"))
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "model.pt", "model.pkl"])
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.pth"])
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+def test_checkpoints_of_other_programs_are_read(name: str, key: str | None, tmp_path: Path) -> None:
+    classifier = timm.create_model("test_resnet", num_classes=7)
+    state = classifier.state_dict()
+    torch.save(state if key is None else {key: state, "epoch": 3}, tmp_path / name)
+    model, made = create_backbone("test_resnet", str(tmp_path / name))
+    assert all(torch.equal(tensor, state[own]) for own, tensor in model.state_dict().items())
+    assert made.description == f"file: {name}"
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pkl", "model"])
 def test_only_safetensors_and_checkpoints_are_read(name: str, tmp_path: Path) -> None:
     model, _ = create_backbone("test_resnet", "random")
     torch.save(model.state_dict(), tmp_path / name)
-    with pytest.raises(InputError, match=r"only \.safetensors files, folders with a model.safetensors and checkpoints"):
+    with pytest.raises(InputError, match=r"only \.safetensors files, folders with a model.safetensors, and checkpoints"):
         create_backbone("test_resnet", str(tmp_path / name))
 
 
