@@ -115,7 +115,7 @@ def lesions(data: str, out: str = "lesions.png", size: int = 128, seed: int = 0)
         size: Side of the images in pixels.
         seed: Decides which images and lesions are drawn.
     """
-    from anomalib_msacl.report.lesion_sheet import write_lesion_sheet  # noqa: PLC0415
+    from anomalib_msacl.report.sheet import write_lesion_sheet  # noqa: PLC0415
 
     print(write_lesion_sheet(data, out, size, seed))
 
@@ -198,6 +198,9 @@ def report(run: str, out: str | None = None, before: bool = True) -> None:
         out: The file to write; report.html in that folder if left out.
         before: Fit the detector on the untouched backbone too, to show maps before and after.
     """
+    from anomalib_msacl.report.config import config_of  # noqa: PLC0415
+
+    config_of(run)  # before the imports, which take seconds
     with _quiet("anomalib_msacl.report.page"):
         from anomalib_msacl.report.page import write_report  # noqa: PLC0415
 

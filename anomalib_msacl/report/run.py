@@ -14,6 +14,7 @@ from anomalib_msacl.backbone import create_backbone
 from anomalib_msacl.backbone.card import CardFacts, read_card
 from anomalib_msacl.comparison.configured import Configured
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.report.config import config_of
 from anomalib_msacl.transfer import find_backbone
 
 Curve = Sequence[tuple[float, float]]
@@ -43,13 +44,8 @@ class Run:
         Raises:
             InputError: If it is not the folder of a run.
         """
-        path = Path(folder).resolve()
-        if not (path / "config.yaml").is_file():
-            raise InputError(
-                f"{folder} has no config.yaml; name the folder that anomalib train has left, such as "
-                "results/Patchcore/my_images/latest."
-            )
-        config = Configured.read(path / "config.yaml")
+        config_file = config_of(folder)
+        path, config = config_file.parent, Configured.read(config_file)
         found = sorted((path / "weights" / "lightning").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
         return cls(path, config, found[-1] if found else None)
 

@@ -15,8 +15,8 @@ from anomalib_msacl.comparison.roc import roc_band
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.report import charts
 from anomalib_msacl.report.findings import Findings
-from anomalib_msacl.report.lesion_sheet import draw_sheet
 from anomalib_msacl.report.pictures import Row, Scale, extremes, image_picture, map_picture, uri
+from anomalib_msacl.report.sheet import draw_sheet
 
 _ARMS = ("untouched backbone", "pre-trained backbone")
 

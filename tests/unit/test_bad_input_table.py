@@ -31,7 +31,7 @@ from anomalib_msacl.detectors.msacl.checks import check_fit
 from anomalib_msacl.lesions import LesionMixture, MedMix
 from anomalib_msacl.pretraining.lightning_model import make_trainer
 from anomalib_msacl.recipe import TERMS
-from anomalib_msacl.report.lesion_sheet import write_lesion_sheet
+from anomalib_msacl.report.sheet import write_lesion_sheet
 from tests.conftest import make_recipe
 from tests.telling import check_sentence
 

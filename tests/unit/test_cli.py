@@ -78,9 +78,17 @@ def test_what_configurations_have_in_common_is_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [([], "msacl_padim "), (["msacl_padim"], "msacl_padim.yaml"), (["--help"], "lesions")]
+    ("words", "status", "expected"),
+    [
+        ([], 0, "msacl_padim "),
+        (["msacl_padim"], 0, "msacl_padim.yaml"),
+        (["--help"], 0, "lesions"),
+        (["report", "."], 1, ". has no config.yaml; name the folder"),
+    ],
 )
-def test_the_module_answers_without_importing_torch(words: list[str], expected: str, tmp_path: Path) -> None:
+def test_the_module_answers_without_importing_torch(
+    words: list[str], status: int, expected: str, tmp_path: Path
+) -> None:
     """What takes long is the import of torch and anomalib: neither is there."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nfor name in ('torch', 'anomalib', 'timm', 'cv2', 'pydicom', 'nibabel', 'tifffile', 'lightning'):\n"
@@ -90,8 +98,8 @@ def test_the_module_answers_without_importing_torch(words: list[str], expected: 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
     command = [sys.executable, "-m", "anomalib_msacl", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert expected in done.stdout
+    assert done.returncode == status, done.stderr
+    assert expected in done.stdout + done.stderr
 
 
 def test_importing_and_building_leave_the_process_as_it_was() -> None:
