@@ -34,7 +34,7 @@ __all__ = [
     "ScoresCsv",
     "pretrain",
 ]
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 _HOME = {
     "Igd": "detectors.igd",

@@ -106,18 +106,19 @@ def _purpose(path: Path) -> str:
     return first.partition(". ")[0].rstrip(".:")
 
 
-def lesions(data: str, out: str = "lesions.png", size: int = 128, seed: int = 0) -> None:
+def lesions(data: str, out: str = "lesions.png", size: int = 128, seed: int = 0, config: str | None = None) -> None:
     """Draw a contact sheet of synthetic lesions on images of your own, before anything is trained.
 
     Args:
         data: A folder of images.
         out: The picture to write.
         size: Side of the images in pixels.
-        seed: Decides which images and lesions are drawn.
+        seed: Decides which lesions are drawn.
+        config: A configuration whose recipe says which lesions are drawn; the default recipe if left out.
     """
     from anomalib_msacl.report.sheet import write_lesion_sheet  # noqa: PLC0415
 
-    print(write_lesion_sheet(data, out, size, seed))
+    print(write_lesion_sheet(data, out, size, seed, config and _config_file(config)))
 
 
 def screen(

@@ -136,9 +136,9 @@ class WhiteningRecipe:
 
     Attributes:
         std: Root mean square standard deviation of a channel afterwards; 0 leaves the feature maps as they are.
-        saved_std: The same in the weights that are saved. None: that of ``std``, which suits the ridge of .01 in
-            anomalib's PaDiM, and 1 where the callback serves a model that learns a network on the features. Weights of
-            an earlier pre-training tell theirs and are brought to this one too.
+        saved_std: The same in the weights that are saved. Leave it at None: that of ``std`` for memory banks and PaDiM,
+            whose ridge of .01 it suits, and 1 where the callback serves a model that trains a network on the features.
+            Weights of an earlier pre-training tell theirs and are brought to this one too.
         images: Normal images that the moments are taken from, at most.
         alone: Stop after whitening: no step is made.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "msacl_patchcore.yaml"
 RESULTS = Path("results") / "demo"
-ANOMALIB = str(Path(sys.executable).with_name("anomalib"))
+ANOMALIB, OURS = (str(Path(sys.executable).with_name(name)) for name in ("anomalib", "anomalib-msacl"))
 
 
 def train(name: str, *options: str) -> dict[str, float]:
@@ -46,13 +46,12 @@ def train(name: str, *options: str) -> dict[str, float]:
 
 
 def export() -> Path:
-    """Export the last checkpoint to OpenVINO and return the model."""
+    """Export the last checkpoint to OpenVINO, as it was tested, and return the model."""
     run = RESULTS / "pretrained" / "Patchcore" / "phantom_fundus" / "latest"
     checkpoint = run / "weights" / "lightning" / "model.ckpt"
-    model = ["--model", "anomalib.models.Patchcore", "--model.backbone", "tf_efficientnet_lite0"]
-    model += ["--model.pre_trained", "false", "--model.layers", "[blocks.2,blocks.4]"]
+    model = ["--model", "anomalib.models.Patchcore", "--model.backbone", "resnet18", "--model.pre_trained", "false"]
     options = ["--ckpt_path", str(checkpoint), "--export_type", "openvino", "--export_root", str(run)]
-    command = [ANOMALIB, "export", *model, *options]
+    command = [OURS, "export", *model, *options]
     print("$", *command, flush=True)
     subprocess.run(command, check=True)
     return run / "weights" / "openvino" / "model.xml"
@@ -71,6 +70,7 @@ def main() -> None:
     print(f"  pictures:          {pictures}")
     print(f"  weights:           {weights} (its README.md says which step was kept, and why)")
     print(f"  OpenVINO model:    {exported}")
+    print(f"  to score images:   {OURS} screen {exported} IMAGES --out scores")
     print("  PatchCore, test:   backbone      image AUROC  pixel AUROC")
     for name, metrics in (("untouched", untouched), ("pre-trained", pretrained)):
         print(f"                     {name:12}  {metrics['image_AUROC']:11.3f}  {metrics['pixel_AUROC']:11.3f}")

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 
 from anomalib_msacl.callback import MsaclPretraining
 from anomalib_msacl.errors import InputError, first_line
+from anomalib_msacl.recipe import Recipe
 
 # A picture for every test image is what anomalib writes by itself; here it would only cost time.
 _QUIET = {"visualizer": False}
@@ -81,6 +82,20 @@ class Configured:
     def pretraining(self) -> MsaclPretraining | None:
         """Return the callback that pre-trains; None where the configuration has none."""
         return next((each for each in self.callbacks() if isinstance(each, MsaclPretraining)), None)
+
+    def recipe(self) -> Recipe:
+        """Return the recipe of the callback that pre-trains, or of a model such as ``Msacl``.
+
+        Raises:
+            InputError: If there is none, or it is none.
+        """
+        callback = self.pretraining()
+        if callback is not None:
+            return callback.recipe
+        model = self.section("model")
+        if str(model.get("class_path")).rpartition(".")[2].lower() != "msacl":
+            raise InputError(f"{self.place} has neither MsaclPretraining nor Msacl; name a configuration with one.")
+        return Recipe.of((model.get("init_args") or {}).get("recipe"))
 
     def section(self, name: str) -> dict[str, Any]:
         """Return a section of the configuration."""

@@ -72,18 +72,32 @@ def draw_sheet(images: Tensor, mixture: LesionMixture, seed: int = 0) -> Image.I
     return _draw_sheet([images, changed, outlined], _labels(lesions, columns))
 
 
-def write_lesion_sheet(folder: str | Path, out: str | Path, size: int = 128, seed: int = 0) -> Path:
+def write_lesion_sheet(
+    folder: str | Path, out: str | Path, size: int = 128, seed: int = 0, config: str | Path | None = None
+) -> Path:
     """Draw a sheet and save it; the arguments are those of :func:`lesion_sheet`.
+
+    Args:
+        folder: A folder of normal images.
+        out: The file.
+        size: Side of an image in pixels.
+        seed: Seed of the lesions.
+        config: A configuration of anomalib whose recipe says which lesions are drawn; the default recipe if None.
 
     Returns:
         The file.
 
     Raises:
-        InputError: As :func:`lesion_sheet`, and if the file cannot be written.
+        InputError: As :func:`lesion_sheet`, and if the configuration has no recipe or the file cannot be written.
     """
     if not 0 <= seed < 2**63:
         raise InputError(f"the seed of the sheet is {seed}: set it from 0 to {2**63 - 1}.")
-    sheet, path = lesion_sheet(folder, size=size, seed=seed), Path(out)
+    mixture = None
+    if config is not None:
+        from anomalib_msacl.comparison.configured import Configured  # noqa: PLC0415  # brings anomalib along
+
+        mixture = Configured.read(config).recipe().lesions.mixture()
+    sheet, path = lesion_sheet(folder, mixture, size, seed=seed), Path(out)
     try:
         sheet.save(path)
     except (OSError, ValueError) as error:

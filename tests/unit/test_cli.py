@@ -64,6 +64,25 @@ def test_two_configurations_make_one(model: str, data: str, capsys: pytest.Captu
     assert {name: found["data"]["init_args"].get(name) for name in expected} == expected
 
 
+def test_the_threshold_of_the_medical_configuration_leaves_the_command_line_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its comment is taken away, and the options of the pre-training still reach the pre-training."""
+    lines = config_path("msacl_padim_dicom").read_text(encoding="utf-8").splitlines()
+    start = next(index for index, line in enumerate(lines) if "# - class_path: anomalib_msacl.Norm" in line)
+    for index in (start, start + 1):
+        lines[index] = lines[index].replace("# ", "", 1)
+    (tmp_path / "mine.yaml").write_text("\n".join(lines), encoding="utf-8")
+    option = "--trainer.callbacks.init_args.recipe.max_steps"
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--config", str(tmp_path / "mine.yaml"), option, "7", "--print_config"])
+    assert caught.value.code == 0
+    threshold, pretraining = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    assert threshold["class_path"].endswith("NormalsThreshold")
+    assert threshold["init_args"]["specificity"] == 0.95
+    assert pretraining["init_args"]["recipe"]["max_steps"] == 7
+
+
 def test_what_configurations_have_in_common_is_the_same() -> None:
     content = {path.stem: yaml.safe_load(path.read_text()) for path in config_path("msacl_padim").parent.glob("*.yaml")}
     assert content["msacl_patchcore"]["model"] == content["msacl_patchcore_folder"]["model"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageChops
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
 
 from anomalib_msacl import InputError
-from anomalib_msacl.cli import main
+from anomalib_msacl.cli import config_path, main
 from anomalib_msacl.lesions import LesionMixture
+from anomalib_msacl.recipe import LesionRecipe
 from anomalib_msacl.report import lesion_sheet
+from anomalib_msacl.report.sheet import write_lesion_sheet
 from tests.medical_files import tissue, write_dicom
 
 
@@ -83,3 +88,30 @@ def test_the_command_writes_the_sheet(folder: Path, tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         main(["lesions", str(folder), "--out", str(tmp_path / "no" / "sheet.png")])
     assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["msacl_patchcore_folder", "msacl_pretrain"])  # recipe of the callback, of `Msacl`
+def test_the_command_draws_the_lesions_of_a_configuration(name: str, folder: Path, tmp_path: Path) -> None:
+    content = config_path(name).read_text(encoding="utf-8")
+    config = tmp_path / "mine.yaml"
+    config.write_text(re.sub(r"( +)max_steps: 40", r"\g<0>\n\1lesions: {families: [cutpaste]}", content))
+    arms: dict[str, list[str]] = {
+        "default": [],
+        "of the package": ["--config", name],
+        "mine": ["--config", str(config)],
+    }
+    found = {}
+    for key, options in arms.items():
+        target = tmp_path / "sheet.png"
+        main(["lesions", str(folder), "--out", str(target), "--size", "64", *options])
+        found[key] = target.read_bytes()
+    assert found["default"] == found["package"]
+    expected = lesion_sheet(folder, LesionRecipe(families=("cutpaste",)).mixture(), 64)
+    assert ImageChops.difference(Image.open(io.BytesIO(found["mine"])), expected).getbbox() is None
+    assert found["mine"] != found["default"]
+
+
+def test_a_configuration_without_a_recipe_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.yaml").write_text("model: {class_path: anomalib.models.Padim}\n")
+    with pytest.raises(InputError, match=r"other\.yaml has neither MsaclPretraining nor Msacl; name a configuration"):
+        write_lesion_sheet(folder, tmp_path / "sheet.png", config=tmp_path / "other.yaml")
