@@ -176,13 +176,18 @@ def _compare(data: str, models: str, seeds: int, place: Path) -> None:
 
     configs = [Configured.read(_config_file(name)) for name in models.split(",")]
     layout = find_layout(data)
-    place.mkdir(parents=True, exist_ok=True)
-    trials = list(run_trials(layout, configs, range(seeds), place, lambda line: print(line, file=sys.stderr)))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {place} ({error.strerror}); name another folder.") from error
     made = f"anomalib-msacl compare {data} --models {models} --seeds {seeds}"
-    page = summary(trials) + f"\nMade by `{made}`, version {__version__}.\n"
-    (place / "comparison.md").write_text(page, encoding="utf-8")
-    if trials[0].untouched:
-        write_scores(trials, place / "scores.csv")
+    trials, page = [], ""
+    for trial in run_trials(layout, configs, range(seeds), place, lambda line: print(line, file=sys.stderr)):
+        trials.append(trial)  # what is there is written at once: the next one may take hours, or fail
+        page = summary(trials) + f"\nMade by `{made}`, version {__version__}.\n"
+        (place / "comparison.md").write_text(page, encoding="utf-8")
+        if trial.untouched:
+            write_scores(trials, place / "scores.csv")
     print(page, place / "comparison.md", sep="\n")
 
 

@@ -19,6 +19,9 @@ from anomalib_msacl.recipe import Recipe
 
 # A picture for every test image is what anomalib writes by itself; here it would only cost time.
 _QUIET = {"visualizer": False}
+_TRAINING = {"accelerator", "precision", "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"}
+_TRAINING |= {"gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "limit_train_batches"}
+_TRAINING |= {"check_val_every_n_epoch", "val_check_interval", "deterministic", "benchmark"}
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,11 @@ class Configured:
         if str(model.get("class_path")).rpartition(".")[2].lower() != "msacl":
             raise InputError(f"{self.place} has neither MsaclPretraining nor Msacl; name a configuration with one.")
         return Recipe.of((model.get("init_args") or {}).get("recipe"))
+
+    def training(self) -> dict[str, Any]:
+        """Return what the section ``trainer`` says of how a detector is fitted, without what concerns its output."""
+        given = self.section("trainer").items()
+        return {name: value for name, value in given if name in _TRAINING and value is not None}
 
     def section(self, name: str) -> dict[str, Any]:
         """Return a section of the configuration."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,11 @@ class Outcome:
     threshold: float | None
 
     @property
+    def files(self) -> list[Hashable]:
+        """The file of each image, for intervals; an image without one stands for itself."""
+        return [path or row for row, path in enumerate(self.paths)]
+
+    @property
     def has_both(self) -> bool:
         """Whether there are normal and abnormal images."""
         return self.label is not None and bool(self.label.any()) and not bool(self.label.all())
@@ -58,7 +63,7 @@ class Outcome:
 
 def predict(
     engine: Engine, model: AnomalibModule, datamodule: AnomalibDataModule, checkpoint: str | None = None
-) -> Outcome:
+) -> Outcome | None:
     """Let a detector score the test images of a datamodule.
 
     Args:
@@ -66,12 +71,17 @@ def predict(
         model: The detector.
         datamodule: Brings the test images.
         checkpoint: File to load the detector from; None takes it as it is.
+
+    Returns:
+        The outcome; None where there are no test images.
     """
     batches = engine.predict(model=model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=True)
     post = model.post_processor
     threshold = getattr(post, "normalized_image_threshold", None) if post else None
     known = threshold is not None and not bool(torch.isnan(torch.as_tensor(post.image_threshold)))  # type: ignore[union-attr]
-    return outcome_of(batches or [], float(threshold) if known and threshold is not None else None)
+    if not batches:
+        return None
+    return outcome_of(batches, float(threshold) if known and threshold is not None else None)
 
 
 def outcome_of(batches: Iterable[Any], threshold: float | None = None) -> Outcome:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import auc, roc_auc_score, roc_curve
+
+from anomalib_msacl.comparison.resampling import draw, strata
 
 Floats = NDArray[np.float64]
 _POINTS = 101
@@ -34,9 +37,16 @@ class RocBand:
 
 
 def roc_band(
-    scores: ArrayLike, labels: ArrayLike, resamples: int = 500, seed: int = 0, confidence: float = 0.95
+    scores: ArrayLike,
+    labels: ArrayLike,
+    resamples: int = 500,
+    seed: int = 0,
+    confidence: float = 0.95,
+    groups: Sequence[Hashable] | None = None,
 ) -> RocBand:
     """Return the curve and its percentile bootstrap over images, normal and abnormal ones drawn apart.
+
+    Slices of a file are drawn with their file.
 
     Args:
         scores: Anomaly scores of any scale, shape ``(N,)``.
@@ -44,6 +54,7 @@ def roc_band(
         resamples: Number of draws.
         seed: Of the draws.
         confidence: Part of the draws that lies within.
+        groups: What each image belongs to, such as its file; None for an image a group.
 
     Example:
         >>> band = roc_band([0.1, 0.4, 0.35, 0.8], [0, 0, 1, 1], resamples=20)
@@ -51,12 +62,13 @@ def roc_band(
         0.75
     """
     scores, truth = np.asarray(scores, float), np.asarray(labels)
-    groups = [np.flatnonzero(truth == label) for label in (0, 1)]
-    random = np.random.default_rng(seed)
+    parts, random = strata(truth, groups), np.random.default_rng(seed)
     grid = np.linspace(0, 1, _POINTS)
     curves, areas = [], []
     for _ in range(resamples):
-        rows = np.concatenate([random.choice(group, len(group)) for group in groups])
+        rows = draw(parts, random)
+        if truth[rows].all():  # normal images may all be slices of abnormal files
+            continue
         curve, area = _curve(scores[rows], truth[rows], grid)
         curves.append(curve)
         areas.append(area)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student_t
+
+from anomalib_msacl.comparison.resampling import draw, strata
 
 Floats = NDArray[np.float64]
 
@@ -54,11 +56,12 @@ def resampled_difference(
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    groups: Sequence[Hashable] | None = None,
 ) -> tuple[float, float]:
     """Return the interval over images of a mean difference of AUROC, by a paired bootstrap.
 
-    Normal and abnormal images are drawn with replacement, each among themselves. A draw serves all seeds and both
-    sides, so that what images have in common does not widen the interval.
+    Normal and abnormal images are drawn with replacement, each among themselves, and slices of a file with their file.
+    A draw serves all seeds and both sides, so that what images have in common does not widen the interval.
 
     Args:
         labels: 1 for abnormal images, else 0, shape ``(N,)``; both occur.
@@ -67,42 +70,38 @@ def resampled_difference(
         resamples: Number of draws.
         seed: Of the draws.
         confidence: Part of the draws that lies within.
+        groups: What each image belongs to, such as its file; None for an image a group.
 
     Returns:
-        Bounds of the difference ``first - second``.
+        Bounds of the difference ``first - second``; draws without normal images, which happen only where all of them
+        are slices of abnormal files, are left out.
     """
     truth = np.asarray(labels)
-    draws = _draws([int((truth == label).sum()) for label in (0, 1)], resamples, seed)
-    means = [np.mean([resampled_areas(truth, scores, draws) for scores in side], axis=0) for side in (first, second)]
+    parts, random = strata(truth, groups), np.random.default_rng(seed)
+    draws = np.stack([np.bincount(draw(parts, random), minlength=len(truth)) for _ in range(resamples)])
+    means = [np.mean([_areas(truth, scores, draws) for scores in side], axis=0) for side in (first, second)]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means[0] - means[1], [tail, 1 - tail])
+    low, high = np.nanquantile(means[0] - means[1], [tail, 1 - tail])
     return float(low), float(high)
 
 
-def resampled_areas(labels: ArrayLike, scores: ArrayLike, draws: Sequence[NDArray[np.int64]]) -> Floats:
+def _areas(truth: NDArray[np.int64], scores: ArrayLike, draws: NDArray[np.int64]) -> Floats:
     """Return the AUROC of resamples, each the mean over its pairs of an abnormal and a normal image.
 
     Args:
-        labels: 1 for abnormal images, else 0, shape ``(N,)``.
+        truth: 1 for abnormal images, else 0, shape ``(N,)``.
         scores: Of any scale, shape ``(N,)``.
-        draws: How often each normal and each abnormal image is drawn, shapes ``(R, N_0)`` and ``(R, N_1)``.
+        draws: How often each image is drawn, shape ``(R, N)``.
 
     Returns:
-        Shape ``(R,)``.
+        Shape ``(R,)``; not a number where a class is not drawn.
     """
-    truth, values = np.asarray(labels), np.asarray(scores, float)
-    normal, abnormal = values[truth == 0], values[truth == 1]
-    won = np.sign(abnormal[:, None] - normal) / 2 + 0.5  # 1 where the abnormal image scores higher, .5 for a tie
-    pairs = draws[0].shape[1] * draws[1].shape[1]
-    areas: Floats = ((draws[1] @ won) * draws[0]).sum(axis=1) / pairs
+    values = np.asarray(scores, float)
+    normal, abnormal = draws[:, truth == 0], draws[:, truth == 1]
+    won = (
+        np.sign(values[truth == 1][:, None] - values[truth == 0]) / 2 + 0.5
+    )  # 1: the abnormal one is higher; .5: a tie
+    pairs = normal.sum(axis=1) * abnormal.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        areas: Floats = ((abnormal @ won) * normal).sum(axis=1) / pairs
     return areas
-
-
-def _draws(sizes: Sequence[int], resamples: int, seed: int) -> list[NDArray[np.int64]]:
-    """Return how often each image of two classes is drawn, shape ``(R, size)`` for each of the classes."""
-    random = np.random.default_rng(seed)
-    found: list[list[NDArray[np.int64]]] = [[], []]
-    for _ in range(resamples):
-        for drawn, size in zip(found, sizes, strict=True):
-            drawn.append(np.bincount(random.choice(size, size), minlength=size))
-    return [np.stack(drawn) for drawn in found]

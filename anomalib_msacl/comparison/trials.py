@@ -68,6 +68,9 @@ def run_trials(
         InputError: If images or configurations cannot work.
     """
     names = _names(models)
+    for config in models:  # a mistake in the last one would cost the work of all others
+        config.model(post_processor=False, evaluator=False)
+        config.pretraining()
     for name, config in zip(names, models, strict=True):
         for seed in seeds:
             yield _trial(layout, config, name, seed, out, told)
@@ -98,7 +101,7 @@ def _outcome(layout: Layout, config: Configured, seed: int, callback: MsaclPretr
     lightning.seed_everything(seed, verbose=False)
     model = config.model(post_processor=False, evaluator=False)
     data = layout.datamodule(seed)
-    with quiet_engine(callbacks=[callback]) as engine:
+    with quiet_engine(**config.training(), callbacks=[callback]) as engine:
         engine.fit(model, datamodule=data)
         return predict(engine, model, data) if tested else None
 

@@ -13,6 +13,7 @@ import lightning
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import Tensor
 from torchvision.transforms.v2 import Normalize
 
@@ -20,11 +21,13 @@ from anomalib_msacl.backbone.card import CardFacts
 from anomalib_msacl.callback import MsaclPretraining
 from anomalib_msacl.comparison.outcome import Outcome, predict
 from anomalib_msacl.comparison.trials import quiet_engine, untouched_recipe
+from anomalib_msacl.data import MedMixValidation
 from anomalib_msacl.errors import first_line
 from anomalib_msacl.pretraining.preparation import transform_parts
 from anomalib_msacl.recipe import Recipe
 from anomalib_msacl.report.features import Plane, feature_planes
 from anomalib_msacl.report.run import Curve, Run, curves_of, facts_of
+from anomalib_msacl.thresholds import NormalsThreshold
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ _SHEET = 8  # training images that lesions are shown on
 _TRAINING, _TEST = 100, 200  # images of the feature space, at most
 # What goes wrong where images or weights of a run are not there any more, whoever notices it.
 _ABSENT = (OSError, RuntimeError, ValueError, KeyError, AttributeError)
+# Callbacks of a run that decide how its detector is fitted.
+_FITTING = (MedMixValidation, NormalsThreshold, EarlyStopping, StochasticWeightAveraging, GradientAccumulationScheduler)
 Found = TypeVar("Found")
 
 
@@ -51,6 +56,7 @@ class Findings:
         planes: The two main directions of the features, before and after.
         images: Test images as the network takes them, by their index in the outcomes.
         missing: By section, a sentence on what is not there.
+        loaded: Whether the checkpoint could be read into the model.
     """
 
     run: Run
@@ -64,6 +70,7 @@ class Findings:
     planes: Sequence[Plane] = ()
     images: Callable[[int], Tensor] | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    loaded: bool = False
 
     def attempt(self, section: str, what: str, work: Callable[[], Found]) -> Found | None:
         """Return what some work finds, or note why it cannot be had.
@@ -122,18 +129,21 @@ def _after(found: Findings, model: AnomalibModule, data: AnomalibDataModule | No
     if checkpoint is None:
         found.missing["scores"] = "The run has no checkpoint in weights/lightning, so nothing can be scored."
     elif data is not None:
-        with quiet_engine(limit_val_batches=1.0, accelerator=_accelerator(found.run)) as engine:
+        with quiet_engine(**{**found.run.config.training(), "limit_val_batches": 1.0}) as engine:
             found.after = found.attempt(
                 "scores", "The test images could not be scored", lambda: predict(engine, model, data, str(checkpoint))
             )
-        if found.after is not None and found.after.label is None:
+        found.loaded = "scores" not in found.missing
+        if found.loaded and found.after is None:
+            found.missing["scores"] = "The run has no test images, so nothing can be scored."
+        elif found.after is not None and found.after.label is None:
             found.missing["scores"] = "The test images have no labels."
 
 
 def _weights(found: Findings, model: AnomalibModule) -> None:
     """Find the weights, their card and their curves."""
     absent = "The folder of the pre-trained weights is not where the run left it, or holds others by now"
-    if found.after is not None:
+    if found.loaded:
         found.weights = found.attempt("weights", absent, lambda: found.run.weights(model))
     if found.weights is None:
         found.missing.setdefault("weights", f"{absent}.")
@@ -180,17 +190,14 @@ def _images(found: Findings, model: AnomalibModule, data: AnomalibDataModule) ->
     found.planes = planes or ()
 
 
-def _before(run: Run, callback: MsaclPretraining) -> Outcome:
+def _before(run: Run, callback: MsaclPretraining) -> Outcome | None:
     """Fit the detector of a run on the untouched backbone and let it score the same images."""
     model, data = run.config.model(), run.config.datamodule()
-    others = [each for each in run.config.callbacks() if not isinstance(each, MsaclPretraining)]
+    # Others may write where the run wrote, such as `ScoresCsv`.
+    others = [each for each in run.config.callbacks() if isinstance(each, _FITTING)]
     with tempfile.TemporaryDirectory() as work:
         plain = MsaclPretraining(callback.weights, untouched_recipe(callback.recipe), work)
-        with quiet_engine(limit_val_batches=1.0, accelerator=_accelerator(run), callbacks=[*others, plain]) as engine:
+        options = {**run.config.training(), "limit_val_batches": 1.0}
+        with quiet_engine(**options, callbacks=[*others, plain]) as engine:
             engine.fit(model, datamodule=data)
             return predict(engine, model, data)
-
-
-def _accelerator(run: Run) -> str:
-    """Return the kind of device that a run used."""
-    return str(run.config.section("trainer").get("accelerator") or "auto")

@@ -37,9 +37,10 @@ def write_report(run: str | Path, out: str | Path | None = None, before: bool = 
     Raises:
         InputError: If the folder is not that of a run, or the file cannot be written.
     """
-    found = gather(run, before)
-    path = Path(out) if out else found.run.folder / "report.html"
-    text = render(found)
+    path = Path(out) if out else Path(run) / "report.html"
+    if path.is_dir() or (out and not path.parent.is_dir()):  # told before the work, not after it
+        raise InputError(f"cannot write {path}; name a file in a folder that exists.")
+    text = render(gather(run, before))
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -35,6 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     # Curves need two points, and losses have one for every ten steps.
     choice = {"choice": {"evaluations": 2, "images": 4}}
     content["trainer"]["callbacks"][0]["init_args"]["recipe"] = RECIPE | choice | {"max_steps": 20}
+    scores = {"class_path": "anomalib_msacl.ScoresCsv", "init_args": {"file": str(place / "scores.csv")}}
+    content["trainer"]["callbacks"].append(scores)
     (place / "tiny.yaml").write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -57,7 +59,10 @@ class Page(HTMLParser):
 
 
 def test_the_report_shows_everything_and_loads_nothing(run: Path) -> None:
+    scores = run.parents[3] / "scores.csv"
+    before = scores.read_bytes()
     text = write_report(run).read_text(encoding="utf-8")
+    assert scores.read_bytes() == before  # of the run, not of the untouched backbone
     assert re.findall(r"<h2>(.*?)</h2>", text) == SECTIONS
     page = Page(text)
     assert all(each.startswith(("data:", "#")) for each in page.loads)
@@ -83,6 +88,22 @@ def test_the_card_tells_what_was_kept(run: Path) -> None:
     assert (facts.steps, facts.data, facts.images) == (20, "phantom_fundus", "12")
     assert facts.recipe["batch_size"] == 4
     assert Run.open(run).model_name == "Padim"
+
+
+def test_a_run_without_test_images_has_a_report(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "v0"
+    shutil.copytree(run, copy)
+    content = yaml.safe_load((copy / "config.yaml").read_text())
+    (images,) = (run.parents[3] / "datasets" / "phantom").iterdir()
+    arguments = {"name": "normal", "root": str(images), "normal_dir": "train/good", "test_split_mode": "none"}
+    arguments |= {"val_split_mode": "none", "num_workers": 0}
+    content["data"] = {"class_path": "anomalib_msacl.data.CheckedFolder", "init_args": arguments}
+    content["trainer"]["callbacks"][0]["init_args"]["root"] = str(run.parents[2] / "msacl")
+    (copy / "config.yaml").write_text(yaml.safe_dump(content))
+    text = write_report(copy).read_text(encoding="utf-8")
+    assert re.findall(r"<h2>(.*?)</h2>", text) == SECTIONS
+    assert "The run has no test images, so nothing can be scored." in text
+    assert "is not where the run left it" not in text  # the checkpoint tells which weights it holds
 
 
 def test_what_is_missing_is_said(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

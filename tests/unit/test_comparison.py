@@ -18,7 +18,10 @@ from anomalib_msacl import InputError
 from anomalib_msacl.backbone.card import CardFacts
 from anomalib_msacl.cli import main
 from anomalib_msacl.comparison import Trial, find_layout, interval, resampled_difference, summary
+from anomalib_msacl.comparison import trials as trials_module
+from anomalib_msacl.comparison.configured import Configured
 from anomalib_msacl.comparison.outcome import Outcome
+from anomalib_msacl.comparison.resampling import draw, strata
 from anomalib_msacl.comparison.roc import roc_band
 
 LABELS = np.array([0] * 12 + [1] * 8)
@@ -31,9 +34,9 @@ def scores(seed: int, shift: float) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=len(LABELS)) + shift * LABELS
 
 
-def outcome(values: np.ndarray) -> Outcome:
-    paths = [f"{index}.png" for index in range(len(values))]
-    return Outcome(paths, torch.tensor(values), torch.tensor(LABELS), None, None, None, None)
+def outcome(values: np.ndarray, labels: np.ndarray = LABELS, files: list[str] | None = None) -> Outcome:
+    paths = files or [f"{index}.png" for index in range(len(values))]
+    return Outcome(paths, torch.tensor(values), torch.tensor(labels), None, None, None, None)
 
 
 def trials(before: float, after: float, seeds: int = 3) -> list[Trial]:
@@ -62,6 +65,36 @@ def test_the_interval_over_images_is_that_of_a_plain_loop() -> None:
     stretched = [np.exp(each) for each in first]
     assert resampled_difference(LABELS, stretched, second, 50, 3) == pytest.approx(tuple(expected))
     assert resampled_difference(LABELS, first, first, 50) == (0, 0)
+
+
+def test_slices_of_a_file_are_one_thing_to_the_intervals() -> None:
+    """Each image three times over, as three slices of a file, is no more than each image once."""
+    first, second = [scores(0, 2)], [scores(0, 0.5)]
+    thrice = [[np.repeat(each, 3) for each in side] for side in (first, second)]
+    files = np.repeat([f"{index}.nii" for index in range(len(LABELS))], 3).tolist()
+    once = resampled_difference(LABELS, first, second, 50)
+    assert resampled_difference(np.repeat(LABELS, 3), *thrice, 50, groups=files) == pytest.approx(once)
+    assert resampled_difference(np.repeat(LABELS, 3), *thrice, 50) != pytest.approx(once)
+    band = roc_band(thrice[0][0], np.repeat(LABELS, 3), 50, groups=files)
+    assert band.bounds == pytest.approx(roc_band(first[0], LABELS, 50).bounds)
+    # In pictures of a report and of a comparison, too.
+    made = outcome(thrice[0][0], np.repeat(LABELS, 3), files)
+    assert made.files == files
+    assert outcome(first[0]).files == [f"{index}.png" for index in range(len(LABELS))]
+
+
+def test_normal_slices_of_abnormal_files_are_drawn_with_them() -> None:
+    files = ["a", "b", "b", "c", "c"]  # a normal file, and two with a normal and an abnormal slice
+    labels = np.array([0, 0, 1, 0, 1])
+    assert [[rows.tolist() for rows in part] for part in strata(labels, files)] == [[[0]], [[1, 2], [3, 4]]]
+    for seed in range(20):
+        rows = draw(strata(labels, files), np.random.default_rng(seed)).tolist()
+        assert rows.count(0) == 1
+        assert rows.count(1) == rows.count(2)
+        assert rows.count(1) + rows.count(3) == 2
+    values = np.array([0.0, 0.1, 0.9, 0.2, 0.8])
+    low, high = resampled_difference(labels, [values], [-values], 50, groups=files)
+    assert (low, high) == (1, 1)  # the one is always right, the other always wrong
 
 
 def test_the_band_holds_the_curve_and_agrees_with_sklearn() -> None:
@@ -151,6 +184,62 @@ def test_the_command_compares_and_keeps_the_scores(
         own = [row for row in rows if row["backbone"] == arm]
         area = roc_auc_score([int(row["label"]) for row in own], [float(row["score"]) for row in own])
         assert f"| {area:.3f}".replace("| 0", "| ") in printed
+
+
+def test_a_detector_is_fitted_as_its_trainer_says(
+    phantom_root: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load(config.read_text())
+    content["trainer"] |= {"max_epochs": 7, "gradient_clip_val": 0.5, "precision": None, "logger": True, "devices": 4}
+    config.write_text(yaml.safe_dump(content))
+    given: dict[str, Any] = {}
+
+    def engine(**options: Any) -> Any:
+        given.update(options)
+        raise InputError("seen")
+
+    monkeypatch.setattr(trials_module, "quiet_engine", engine)
+    (root,) = phantom_root.iterdir()
+    with pytest.raises(InputError, match="seen"):
+        list(trials_module.run_trials(find_layout(root), [Configured.read(config)], [0], config.parent / "out"))
+    assert given.pop("callbacks")
+    assert given == {"max_epochs": 7, "gradient_clip_val": 0.5}
+
+
+def test_what_is_compared_is_kept_where_a_later_trial_fails(
+    phantom_root: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trials_module._outcome
+
+    def fails_later(layout: Any, config: Any, seed: int, *rest: Any) -> Any:
+        if seed:
+            raise KeyboardInterrupt
+        return whole(layout, config, seed, *rest)
+
+    monkeypatch.setattr(trials_module, "_outcome", fails_later)
+    (root,) = phantom_root.iterdir()
+    out = tmp_path / "out"
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main(["compare", str(root), "--models", str(config), "--seeds", "2", "--out", str(out)])
+    with (out / "scores.csv").open() as file:
+        assert {row["seed"] for row in csv.DictReader(file)} == {"0"}
+    assert "1 seed." in (out / "comparison.md").read_text()
+
+
+def test_a_mistake_in_the_last_model_is_told_before_any_work(
+    phantom_root: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.yaml").write_text(config.read_text().replace("models.Padim", "models.Padin"))
+    (root,) = phantom_root.iterdir()
+    (tmp_path / "file").touch()
+    for models, out, words in (
+        (f"{config},{tmp_path / 'bad.yaml'}", "out", "Padin"),
+        (str(config), "file", "name another"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["compare", str(root), "--models", models, "--out", str(tmp_path / out)])
+        assert words in capsys.readouterr().err
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_without_labels_the_command_says_what_can_be_said(

@@ -207,6 +207,19 @@ def test_checkpoints_of_other_programs_are_read(name: str, key: str | None, tmp_
     assert made.description == f"file: {name}"
 
 
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_download_that_was_cut_off_is_told(part: float, old: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    model = timm.create_model("test_resnet", num_classes=0)
+    torch.save(model.state_dict(), path, _use_new_zipfile_serialization=not old)
+    whole = path.read_bytes()
+    for content in (whole[: int(part * len(whole))], b"hello world"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"cannot read weights from .*model\.pth \("):
+            create_backbone("test_resnet", str(path))
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pkl", "model"])
 def test_only_safetensors_and_checkpoints_are_read(name: str, tmp_path: Path) -> None:
     model, _ = create_backbone("test_resnet", "random")

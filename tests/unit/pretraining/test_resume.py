@@ -84,11 +84,12 @@ def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path,
     assert [score[:2] for score in found.candidates.values()] == [score[:2] for score in whole.candidates.values()]
 
 
+@pytest.mark.parametrize("content", [b"half of a file", b"hello world", b"\x80\x02\x8a\n"])
 def test_a_checkpoint_that_cannot_be_read_is_told_and_the_run_begins_anew(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "run.ckpt"
-    path.write_bytes(b"half of a file")
+    path.write_bytes(content)
     assert Checkpoints(path).read() is None
     assert "cannot be read" in caplog.text
 

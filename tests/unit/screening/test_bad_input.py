@@ -206,6 +206,7 @@ def test_what_ends_a_run_is_told_in_one_sentence(
 
 MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a checkpoint that is none": (lambda path: path.write_text("no"), r"model\.ckpt is no checkpoint"),
+    "a text": (lambda path: path.write_text("hello world"), r"model\.ckpt is no checkpoint"),
     "a cut off checkpoint": (
         lambda path: path.write_bytes(path.read_bytes()[:5000]),
         r"model\.ckpt (is no checkpoint|cannot be read)",
