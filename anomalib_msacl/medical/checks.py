@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +69,7 @@ def check_fit(files: Sequence[File], contents: Mapping[str, Contents], masks: Ma
 
 
 def check_intensity(intensity: Intensity, contents: Sequence[Contents], training: set[str], name: str) -> None:
-    """Look for images that the intensity rule makes black or white all over, and for DICOM windows that differ.
+    """Look for images that the intensity rule does not fit, or makes of one value, and for DICOM windows that differ.
 
     Args:
         intensity: The rule, fixed by the training images.
@@ -78,8 +78,16 @@ def check_intensity(intensity: Intensity, contents: Sequence[Contents], training
         name: Name of the data set, for the messages.
 
     Raises:
-        InputError: If the rule shows nothing of any training image.
+        InputError: If the rule does not say how a file is read, or shows nothing of any training image.
     """
+    check_usable({found.path: _first(map(intensity.unknown, found.samples)) for found in contents}, "files")
+    others = [found.path for found in contents if any(map(intensity.replaces_window, found.samples))]
+    if others:
+        logger.warning(
+            "%d DICOM files of %s have another window than the training images, or none, and are shown by that of "
+            "the training images (%s): %s",
+            *(len(others), name, intensity.common_window, name_some(others)),
+        )
     blank = [found.path for found in contents if all(intensity.shows_nothing(sample) for sample in found.samples)]
     if training <= set(blank):
         raise InputError(
@@ -136,3 +144,8 @@ def check_patients(samples: pd.DataFrame) -> None:
             f"{len(shared)} patients are among both the training and the test images, {name_some(shared)}: move "
             "all images of a patient to one side"
         )
+
+
+def _first(reasons: Iterable[str]) -> str:
+    """Return the first of some texts that is not empty."""
+    return next(filter(None, reasons), "")

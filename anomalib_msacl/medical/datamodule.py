@@ -46,10 +46,10 @@ class MedicalDataModule(MedMixSplit):
 
     Args:
         intensity: How grey values become [0, 1], the same for all images. ``auto``: 8-bit images as they are;
-            integers of more bits by the smallest usual depth that holds the training images; DICOM files by their own
-            window if all training images name the same one; everything else by the 0.1 and 99.9 percentiles of the
-            training images. ``dicom``: the window or table of each file. ``window: [low, high]``: these values, after
-            the modality LUT, become 0 and 1. ``percentile: [p, q]``: percentiles of the training images.
+            integers of more bits by the smallest usual depth that holds the training images; all DICOM files by the
+            window of the training images if these name the same one; everything else by the 0.1 and 99.9 percentiles
+            of the training images. ``dicom``: the window or table of each file. ``window: [low, high]``: these values,
+            after the modality LUT, become 0 and 1. ``percentile: [p, q]``: percentiles of the training images.
         slices: Which slices of NIfTI volumes, or frames of DICOM files, are images; all of axis 2 if None.
         grey: Turn colours into grey. Otherwise grey images among coloured ones are refused.
         patient_pattern: Regular expression searched for in the path below the root; its first group, or else the

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from anomalib_msacl.medical.image import Array, RawImage
+from anomalib_msacl.medical.window import Window
 
 _FAR = 1e12  # beyond any stored value: a window maps it to an end of its output range
 
@@ -69,7 +70,8 @@ def _window(dataset: Any) -> str:
     parts = [dataset.get(name) for name in ("WindowCenter", "WindowWidth")]
     if None in parts:
         return ""
-    return f"{parts[0]} / {parts[1]} {dataset.get('VOILUTFunction', 'LINEAR')}"
+    centre, width = (float(np.atleast_1d(part)[0]) for part in parts)  # of several, the first is shown
+    return str(Window(centre, width, str(dataset.get("VOILUTFunction", "LINEAR")).upper()))
 
 
 def _shown_range(dataset: Any, pixels: Any, window: str, span: list[float] | None) -> tuple[float, float]:

@@ -10,15 +10,17 @@ import numpy as np
 from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.image import Array, RawImage
+from anomalib_msacl.medical.window import Window
 
 _WHOLE = (0.1, 99.9)  # percentiles of `auto`, where nothing else says what is black and what is white
 _DEPTHS = (8, 10, 12, 14, 16, 32)
 _SAMPLES = 2000  # values of an image that percentiles are taken from
+_NO_WINDOW = "has no window of its own: set another intensity than dicom"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a rule needs to know of a training image.
+    """What a rule needs to know of an image.
 
     Attributes:
         levels: Some of its grey values, inverted where low ones are bright, shape ``(N,)``; none for colour images.
@@ -26,7 +28,7 @@ class Sample:
         highest: The highest of them.
         window: Window of the DICOM file, empty without one.
         kind: Kind of file.
-        integer: Whether values are unsigned integers.
+        range: Lowest and highest value that the file's type can hold; None where that says nothing.
         shows_nothing: Whether the DICOM file's own window makes all of the image one value.
     """
 
@@ -35,7 +37,7 @@ class Sample:
     highest: float
     window: str
     kind: str
-    integer: bool
+    range: tuple[float, float] | None
     shows_nothing: bool
 
     @classmethod
@@ -50,9 +52,19 @@ class Sample:
             highest=float(image.values.max()),
             window=image.window,
             kind=image.kind,
-            integer=image.range is not None and image.range[0] == 0,
+            range=image.range,
             shows_nothing=image.shown is not None and bool(np.ptp(image.shown) == 0),
         )
+
+    @property
+    def integer(self) -> bool:
+        """Whether values are unsigned integers."""
+        return self.range is not None and self.range[0] == 0
+
+    @property
+    def deep(self) -> bool:
+        """Whether it is a picture of unsigned integers of more than 8 bits."""
+        return self.kind == "raster" and self.range is not None and self.range[0] == 0 and self.range[1] > 255
 
 
 @dataclass(frozen=True)
@@ -64,9 +76,10 @@ class Intensity:
         limits: Of the rule: two values, or two percentiles.
         window: Values that become 0 and 1, fixed by the training images; None before, or where files of their own
             say it.
-        own_window: Whether DICOM files are shown by their own window.
+        own_window: Whether DICOM files are shown by a window that files name: their own, or the common one.
         depth: Bits of the integers that become [0, 1]; None where it does not matter.
-        common_window: The window that all DICOM training images name, empty where ``auto`` does not go by it.
+        common_window: The window that all DICOM training images name, by which ``auto`` shows every DICOM file;
+            empty where it does not.
     """
 
     rule: str = "auto"
@@ -127,10 +140,13 @@ class Intensity:
         """
         if image.colour:
             return image.values
-        if self.own_window and image.kind == "dicom" and image.shown is not None:
-            return image.shown
+        if self.own_window and image.kind == "dicom":
+            if self._is_other(image.window):
+                return self._by_common_window(image)
+            if image.shown is not None and (image.window or self.rule != "dicom"):
+                return image.shown
         if self.rule == "dicom":
-            raise UnreadableError("has no window of its own: set another intensity than dicom")
+            raise UnreadableError(_NO_WINDOW)
         if self.rule == "window" and self.window:
             scaled = _scaled(image.values, self.window)
             scaled = 1 - scaled if image.inverse else scaled
@@ -147,25 +163,34 @@ class Intensity:
             scaled[image.padding] = 0
         return scaled
 
-    def unknown(self, image: RawImage) -> str:
-        """Say why the training images do not tell how an image becomes [0, 1]; empty where they do, or need not.
+    def unknown(self, sample: Sample) -> str:
+        """Say why the rule, or the training images, do not tell how an image becomes [0, 1]; empty where they do.
 
         ``auto`` goes by what the training images were; of another kind it knows nothing.
+
+        Args:
+            sample: A sample of the image.
         """
-        if (
-            image.colour
-            or self.rule != "auto"
-            or (image.kind == "dicom" and self.own_window and image.shown is not None)
-        ):
+        if not len(sample.levels) or self.rule not in ("auto", "dicom"):
             return ""
-        if image.kind == "raster" and image.range and image.range[0] == 0:
-            deep = image.range[1] > 255
-            return (
-                f"has more than 8 bits, and the training images had {self.depth or 'none'}"
-                if deep and (self.depth or 0) <= 8
-                else ""
-            )
-        return "" if self.window else f"is a {image.kind} file whose values no training image was like"
+        if self.rule == "dicom":
+            return "" if sample.window else _NO_WINDOW
+        if sample.kind == "dicom" and self.own_window:
+            return self._no_common_window(sample) if self._is_other(sample.window) else ""
+        if sample.kind == "raster" and sample.integer:
+            # pictures of 8 bits that are stored as 16 can be among the training images, too
+            known = self.depth is not None and (self.depth > 8 or sample.highest <= 255)
+            told = f"has more than 8 bits, and the training images had {self.depth or 'none'}"
+            return told if sample.deep and not known else ""
+        return "" if self.window else _unlike(sample)
+
+    def replaces_window(self, sample: Sample) -> bool:
+        """Say whether a grey DICOM file of another window, or of none, is shown by the window of the training images.
+
+        Args:
+            sample: A sample of the image.
+        """
+        return bool(len(sample.levels)) and sample.kind == "dicom" and self._is_other(sample.window)
 
     def shows_nothing(self, sample: Sample) -> bool:
         """Say whether the rule makes all of a grey image one value because its window lies beyond the image's values.
@@ -175,11 +200,37 @@ class Intensity:
         """
         if not len(sample.levels):
             return False
+        if self.replaces_window(sample):
+            window = Window.named(self.common_window)
+            return window is not None and bool(np.ptp(window.shown(np.array([sample.lowest, sample.highest]))) == 0)
         if self.own_window and sample.kind == "dicom" and sample.window:
             return sample.shows_nothing
         if self.rule == "window" and self.window:
             return sample.highest <= self.window[0] or sample.lowest >= self.window[1]
-        return False
+        return self.rule == "auto" and sample.deep and self.depth is not None and sample.lowest >= 2**self.depth - 1
+
+    def _is_other(self, window: str) -> bool:
+        """Say whether there is a common window, and a DICOM file has another, or none."""
+        common = Window.named(self.common_window)
+        return window != self.common_window != "" and (common is None or common != Window.named(window))
+
+    def _no_common_window(self, image: RawImage | Sample) -> str:
+        """Say why a DICOM file of another window cannot be shown by the common one; empty where it can."""
+        if Window.named(self.common_window) is None:  # a table, which is known by its digest alone
+            return f"has another window than the DICOM files of the training ({self.common_window}), or none"
+        return "" if image.range else _unlike(image)
+
+    def _by_common_window(self, image: RawImage) -> Array:
+        """Show a DICOM file of another window, or of none, as if it named the common one."""
+        window = Window.named(self.common_window)
+        reason = self._no_common_window(image)
+        if window is None or reason:
+            raise UnreadableError(reason)
+        shown = window.shown(image.values)
+        shown = 1 - shown if image.inverse else shown
+        if image.padding is not None:
+            shown[image.padding] = 0
+        return shown
 
     def __str__(self) -> str:
         """Describe the rule, and what it has come to by the training images."""
@@ -195,6 +246,11 @@ class Intensity:
             parts.append("each DICOM file by its own window")
         rule = f"{self.rule} {list(self.limits)}" if self.limits else self.rule
         return f"{rule}: {'; '.join(parts) or 'colours by the highest value of their type'}"
+
+
+def _unlike(image: RawImage | Sample) -> str:
+    """Say that a file's values mean nothing to the training."""
+    return f"is a {image.kind} file whose values no training image was like"
 
 
 def _scaled(levels: Array, window: tuple[float, float]) -> Array:

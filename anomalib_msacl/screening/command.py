@@ -26,7 +26,8 @@ class Result:
     Attributes:
         table: The table of scores.
         errors: Number of images and files without a score.
-        lines: Summary, and a warning where the scores are not as they were to be expected.
+        lines: Summary, a note where DICOM windows were not those of the training, and a warning where the scores
+            are not as they were to be expected.
     """
 
     table: Path
@@ -99,9 +100,12 @@ def run_screening(
             bar.close()
             table.close()
     ignored = f", {others} other files in the folders were left out" if others else ""
-    warning = summary.shift(scorer.bundle.calibration)
-    line = f"{summary.line()}{ignored}; {output.table}"
-    return Result(output.table, summary.errors, (line, warning) if warning else (line,))
+    lines = (
+        f"{summary.line()}{ignored}; {output.table}",
+        screening.reader.note(),
+        summary.shift(scorer.bundle.calibration),
+    )
+    return Result(output.table, summary.errors, tuple(line for line in lines if line))
 
 
 def print_result(result: Result) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,7 @@ from anomalib_msacl.data.files import UnreadableError, oddity
 from anomalib_msacl.data.inspection import check_finite, plain_words
 from anomalib_msacl.medical.dicom import dicom_frames, dicom_size, dicom_tag
 from anomalib_msacl.medical.image import Array, RawImage
+from anomalib_msacl.medical.intensity import Sample
 from anomalib_msacl.medical.kinds import kind_of
 from anomalib_msacl.medical.nifti import nifti_shape
 from anomalib_msacl.medical.patients import Patients
@@ -35,6 +37,8 @@ class FileReader:
         self.known = reading is not None
         self.reading = reading or Reading()
         self._patients = Patients(self.reading.patient_pattern, self.reading.patient_tag or None)
+        self._other_windows = 0
+        self._lock = Lock()  # files are read in threads
 
     @classmethod
     def of(cls, bundle: Bundle) -> FileReader:
@@ -68,8 +72,8 @@ class FileReader:
         """Return an image in [0, 1], shape ``(3, H, W)``, float32: the very pixels that the training would see.
 
         Raises:
-            UnreadableError: If it cannot be read, is of one value throughout, or the training says nothing about
-                images of its kind.
+            UnreadableError: If it cannot be read, is or becomes of one value throughout, or the training says nothing
+                about images of its kind.
             InputError: If a library is missing.
         """
         reader = self.reading.reader
@@ -78,9 +82,27 @@ class FileReader:
             check_finite(image.values)
             if np.ptp(image.values) == 0:
                 raise UnreadableError("is of one value throughout, as black images are")
-            if reason := self._unknown(image):
+            sample = Sample.of(image)
+            if reason := self._unknown(image, sample):
                 raise UnreadableError(reason)
-            return reader.rendered(image)
+            pixels = reader.rendered(image)
+        if np.ptp(pixels) == 0:
+            raise UnreadableError(
+                "has no values inside the window of the training, by which it is of one value throughout"
+            )
+        if self.known and reader.intensity.replaces_window(sample):
+            with self._lock:
+                self._other_windows += 1
+        return pixels
+
+    def note(self) -> str:
+        """Say how many images so far had another DICOM window than the training; empty where none had."""
+        if not self._other_windows:
+            return ""
+        return (
+            f"note: {self._other_windows} DICOM images have another window than the training images, or none, and were "
+            f"read by that of the training images ({self.reading.reader.intensity.common_window})"
+        )
 
     def patient(self, source: Source) -> str:
         """Return whose image a file is, by the rule of the training or its DICOM tag; empty where nothing tells."""
@@ -91,10 +113,10 @@ class FileReader:
             return dicom_tag(path, self.reading.patient_tag or "PatientID")
         return ""
 
-    def _unknown(self, image: RawImage) -> str:
+    def _unknown(self, image: RawImage, sample: Sample) -> str:
         """Say why the training does not tell how an image is read."""
         if self.known:
-            return self.reading.reader.intensity.unknown(image)
+            return self.reading.reader.intensity.unknown(sample)
         if image.kind == "raster" and image.range == (0, 255):
             return ""
         return (

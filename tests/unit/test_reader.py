@@ -186,7 +186,7 @@ def test_tables_are_applied(tmp_path):
 
 def test_without_a_window_the_stored_range_is_shown(tmp_path):
     pixels = tissue(0)
-    assert np.allclose(grey(write_dicom(tmp_path / "a", pixels), "dicom"), pixels / 4095, atol=1e-6)
+    assert np.allclose(read_dicom(write_dicom(tmp_path / "a", pixels), 0).shown, pixels / 4095, atol=1e-6)
 
 
 def test_auto_takes_the_window_only_where_all_files_have_the_same(tmp_path):

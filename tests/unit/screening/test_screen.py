@@ -180,7 +180,7 @@ def test_maps_in_dicom_refer_to_their_file(trained: Trained, tmp_path: Path) -> 
     written = pydicom.dcmread(tmp_path / "out" / with_study["map"])
     original = pydicom.dcmread(source)
     assert written.SourceImageSequence[0].ReferencedSOPInstanceUID == original.SOPInstanceUID
-    assert with_study["score"][:5] in written.ImageComments
+    assert f"score {float(with_study['score']):.4g}, " in written.ImageComments
     assert "no StudyInstanceUID" in without["error"]
     assert without["score"]
 
@@ -196,3 +196,18 @@ def test_a_shift_of_the_scores_is_told(trained: Trained, tmp_path: Path, capsys:
     assert "more false positives than promised" in lines[1]
     screen(trained.export, trained.root / "good", "--out", tmp_path / "same", "--maps", "none")
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_images_of_other_windows_are_read_by_that_of_the_training_and_counted(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"same": {}, "other": {"WindowCenter": 900, "WindowWidth": 1500}, "text": {"WindowCenter": "1200.0"}}
+    changes["none"] = {"WindowCenter": None, "WindowWidth": None}
+    for name, tags in changes.items():
+        (tmp_path / name).write_bytes((trained.root / "new/1").read_bytes())
+        change_dicom(tmp_path / name, **tags)
+    assert screen(trained.export, *(tmp_path / name for name in changes), "--out", tmp_path / "out") == 0
+    scores = [float(row["raw_score"]) for row in table(tmp_path / "out")]
+    assert scores == pytest.approx([scores[0]] * len(changes), rel=1e-4)
+    told = capsys.readouterr().out.splitlines()[1]
+    assert told.startswith("note: 2 DICOM images have another window than the training images, or none")
