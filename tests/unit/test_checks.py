@@ -229,3 +229,22 @@ def test_lesions_among_the_augmentations_are_refused(root: Path) -> None:
     for transform in (MedMix(), Compose([RandomHorizontalFlip(), Compose([MedMix()])])):
         with pytest.raises(InputError, match="train_augmentations of the datamodule mine has MedMix"):
             check_datamodule(ready(root, train_augmentations=transform))
+
+
+def test_several_folders_of_abnormal_images_keep_their_masks(root: Path) -> None:
+    """As in MVTec AD: a folder for each kind of defect, with names that occur in each."""
+    for kind in ("scratch", "bent"):
+        shutil.copytree(root / "bad", root / "test" / kind)
+        (root / "ground_truth" / kind).mkdir(parents=True)
+        for image, mask in zip(sorted((root / "bad").iterdir()), sorted((root / "masks").iterdir()), strict=True):
+            shutil.copy(mask, root / "ground_truth" / kind / f"{image.stem}_mask.png")
+    folders = [[f"{part}/{kind}" for kind in ("scratch", "bent")] for part in ("test", "ground_truth")]
+    samples = ready(root, abnormal_dir=folders[0], mask_dir=folders[1], val_split_mode="none").test_data.samples
+    abnormal = samples[samples.label_index == 1]
+    pairs = {(Path(image).parent.name, Path(image).stem) for image in abnormal.image_path}
+    masks = {(Path(mask).parent.name, Path(mask).stem.removesuffix("_mask")) for mask in abnormal.mask_path}
+    assert len(pairs) == len(abnormal) == 8
+    assert masks == pairs
+    for image, mask in zip(abnormal.image_path, abnormal.mask_path, strict=True):
+        assert Path(mask).parent.name == Path(image).parent.name
+        assert Path(mask).stem == f"{Path(image).stem}_mask"
