@@ -6,12 +6,13 @@ anomalib's own columns are ``image_path``, ``label``, ``label_index``, ``mask_pa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import pandas as pd
 
 from anomalib_msacl.data.files import read_bytes
+from anomalib_msacl.data.units import Unit
 
 
 class Column:
@@ -24,7 +25,7 @@ class Column:
     SIDE: Final = "side"
     """Length of the shorter side in pixels."""
     PATIENT: Final = "patient"
-    """Whose image it is."""
+    """Whose image it is; there is no such column where nothing names patients."""
     FRAME: Final = "frame"
     """Index of the slice of a volume, or of the frame of a file, from 0."""
     NAME: Final = "name"
@@ -64,6 +65,29 @@ def names_patients(samples: pd.DataFrame) -> bool:
 def patients_of(samples: pd.DataFrame) -> pd.Series:
     """Return the patient of each row; where none are known, every file is one of its own."""
     return samples[Column.PATIENT if names_patients(samples) else "image_path"].astype(str)
+
+
+def unit_of(samples: pd.DataFrame) -> Unit:
+    """Return what counts once: a patient where they are named, else a file where one holds several images."""
+    if names_patients(samples):
+        return "patient"
+    return "file" if samples["image_path"].duplicated().any() else "image"
+
+
+def units_of(samples: pd.DataFrame, content: Sequence[str] | None = None) -> list[str]:
+    """Return for each row its patient, or the content of its file where none are known: copies of a file count once.
+
+    Args:
+        samples: The table.
+        content: What :func:`content_of` returns; found out if None.
+    """
+    if names_patients(samples):
+        return patients_of(samples).tolist()
+    files: dict[str, list[str]] = {}
+    for path, digest in zip(samples["image_path"], content or content_of(samples), strict=True):
+        files.setdefault(path, []).append(digest)
+    contents = {path: " ".join(digests) for path, digests in files.items()}
+    return [contents[path] for path in samples["image_path"]]
 
 
 def inspected_files(samples: pd.DataFrame) -> dict[str, tuple[str, int]]:

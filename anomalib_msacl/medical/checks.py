@@ -14,7 +14,7 @@ from anomalib.data.utils import LabelName, Split
 
 from anomalib_msacl.data.inspection import check_usable, listed
 from anomalib_msacl.data.masks import check_masks
-from anomalib_msacl.data.samples import Column
+from anomalib_msacl.data.samples import Column, names_patients
 from anomalib_msacl.errors import InputError, name_some
 from anomalib_msacl.medical.intensity import Intensity
 from anomalib_msacl.medical.reader import Contents, MaskContents
@@ -136,7 +136,9 @@ def check_duplicates(samples: pd.DataFrame, duplicates: Duplicates) -> None:
 
 
 def check_patients(samples: pd.DataFrame) -> None:
-    """Raise :class:`InputError` where a patient is in both the training and the test images."""
+    """Raise :class:`InputError` where a known patient is in both the training and the test images."""
+    if not names_patients(samples):
+        return
     sides = samples.groupby(Column.PATIENT)["split"].nunique()
     shared = sorted(sides.index[sides > 1])
     if shared:

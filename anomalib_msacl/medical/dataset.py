@@ -23,7 +23,8 @@ from anomalib_msacl.medical.reader import ImageReader
 class MedicalDataset(AnomalibDataset):
     """Images of a sample table, read by a reader.
 
-    The table has anomalib's columns and those of :class:`anomalib_msacl.data.samples.Column` but ``SOURCE_INDEX``.
+    The table has anomalib's columns and those of :class:`anomalib_msacl.data.samples.Column` but ``SOURCE_INDEX``, and
+    ``PATIENT`` only where patients are known.
 
     Args:
         samples: The table; its ``attrs["task"]`` says whether there are masks.

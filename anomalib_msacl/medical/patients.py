@@ -31,12 +31,19 @@ class Patients:
         self.tag = tag
 
     @property
+    def asked(self) -> bool:
+        """Whether there is a rule for patients."""
+        return bool(self.pattern or self.tag)
+
+    @property
     def description(self) -> str:
         """How patients are found out, in words."""
-        return f"patient_pattern '{self.pattern.pattern}'" if self.pattern else f"patient_tag {self.tag}"
+        if self.pattern:
+            return f"patient_pattern '{self.pattern.pattern}'"
+        return f"patient_tag {self.tag}" if self.tag else "the list of files"
 
     def of(self, path: Path, name: str) -> str:
-        """Return the patient, the file's own name where patients are not asked for, and nothing where it does not tell.
+        """Return the patient, and nothing where the rule does not tell, or there is none.
 
         Args:
             path: The file.
@@ -47,4 +54,4 @@ class Patients:
             return match.group(min(1, self.pattern.groups)) or "" if match else ""
         if self.tag:
             return dicom_tag(path, self.tag) if kind_of(path) == "dicom" else ""
-        return name
+        return ""

@@ -30,7 +30,8 @@ class File:
         label: Normal or abnormal.
         split: Training or test.
         mask: Mask of the lesions; None if there is none.
-        patient: Whose image it is; empty if that is not known.
+        patient: Whose image it is; empty where the file itself does not say it. Of a data set without a rule for
+            patients, either all files say it or none.
     """
 
     path: Path
@@ -66,23 +67,24 @@ def sample_table(
         reader: How files are read.
 
     Returns:
-        A table with anomalib's columns and those of :class:`Column` but ``SOURCE_INDEX``; its ``attrs["task"]`` says
-        whether there are masks.
+        A table with anomalib's columns and those of :class:`Column` but ``SOURCE_INDEX``, and ``PATIENT`` only where
+        patients are known; its ``attrs["task"]`` says whether there are masks.
 
     Raises:
-        InputError: If the patient of a file is not known.
+        InputError: If a rule does not tell the patient of a file, or the files name the patients of some of them only.
     """
     names = {file.path: Path(os.path.relpath(file.path, folder)).as_posix() for file in files}
     owners = {file.path: file.patient or patients.of(file.path, names[file.path]) for file in files}
     unknown = [names[path] for path, patient in owners.items() if not patient]
-    if unknown:
+    named = patients.asked or len(unknown) < len(owners)
+    if named and unknown:
         raise InputError(f"{patients.description} names no patient for {listed(unknown)}: change it")
     reading = repr(reader)
     rows = []
     for file in files:
         found = findings.contents[str(file.path)]
         constants = {
-            Column.PATIENT: owners[file.path],
+            **({Column.PATIENT: owners[file.path]} if named else {}),
             Column.SHA256: hashlib.sha256(f"{found.sha256} {reading}".encode()).hexdigest(),
             Column.SIDE: min(found.size),
             Column.PLAIN: reader.reads_as_pillow(found),

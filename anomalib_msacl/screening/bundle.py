@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anomalib_msacl
+from anomalib_msacl.data.units import Unit, recorded_unit
 from anomalib_msacl.errors import InputError
 
 FORMAT = 1
@@ -75,12 +76,12 @@ class Calibration:
 
     Attributes:
         scores: Raw scores, ascending.
-        patients: Whether each is the largest of a patient's images.
+        unit: What each is the largest of: a patient's images, or those of a file; or it is that of an image.
         level: A difference to incoming scores is told where chance would make it with a probability below this.
     """
 
     scores: tuple[float, ...]
-    patients: bool = False
+    unit: Unit = "image"
     level: float = 0.01
 
 
@@ -253,8 +254,9 @@ def _bundle(content: dict[str, Any]) -> Bundle:
         raise TypeError(f"{', '.join(sorted(odd))} missing or not known")
     calibration = content["calibration"]
     if calibration is not None:
-        scores = tuple(float(score) for score in calibration["scores"])
-        calibration = Calibration(**{**calibration, "scores": scores})
+        known = {"scores": tuple(float(score) for score in calibration["scores"]), "unit": recorded_unit(calibration)}
+        others = {name: value for name, value in calibration.items() if name != "patients"}  # of earlier versions
+        calibration = Calibration(**{**others, **known})
     parts = {
         "image": Limits(**content["image"]),
         "pixel": Limits(**content["pixel"]),

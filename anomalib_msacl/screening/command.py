@@ -26,8 +26,8 @@ class Result:
     Attributes:
         table: The table of scores.
         errors: Number of images and files without a score.
-        lines: Summary, a note where DICOM windows were not those of the training, and a warning where the scores
-            are not as they were to be expected.
+        lines: Summary, a note where DICOM windows were not those of the training, and warnings where patients or
+            scores are not as they were to be expected.
     """
 
     table: Path
@@ -73,10 +73,12 @@ def run_screening(
     if workers < 1:
         raise InputError(f"workers is {workers}: set it to 1 or more")
     sources, others = find_sources(images, out)
-    output, summary = Output(Path(out)), Summary()
+    output = Output(Path(out))
     with output.locked():
         scorer = load_scorer(model, workers, cores, model_class, maps != "none")
-        screening = Screening(scorer, FileReader.of(scorer.bundle), output, maps, dicom)
+        reader = FileReader.of(scorer.bundle)
+        screening = Screening(scorer, reader, output, maps, dicom)
+        summary = Summary(scorer.bundle.calibration, reader.reading.patient_pattern)
         done = output.begin(scorer.bundle.version, resume, summary.add)
         left = [source for source in sources if str(source.path) not in done.finished]
         table = output.open_table()
@@ -100,11 +102,7 @@ def run_screening(
             bar.close()
             table.close()
     ignored = f", {others} other files in the folders were left out" if others else ""
-    lines = (
-        f"{summary.line()}{ignored}; {output.table}",
-        screening.reader.note(),
-        summary.shift(scorer.bundle.calibration),
-    )
+    lines = (f"{summary.line()}{ignored}; {output.table}", screening.reader.note(), *summary.warnings())
     return Result(output.table, summary.errors, tuple(line for line in lines if line))
 
 

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import Compose, Resize
 import anomalib_msacl
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.compat import is_attached
+from anomalib_msacl.data.units import recorded_unit
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.reading import READING
 from anomalib_msacl.screening.bundle import Bundle, Calibration, Limits
@@ -77,7 +78,7 @@ def describe(model: AnomalibModule, record: Record) -> Bundle:
     if record.scores.get("image"):
         promise = record.promise
         scores = tuple(sorted(record.scores["image"]))
-        calibration = Calibration(scores, bool(promise.get("patients", False)), float(promise.get("level", 0.01)))
+        calibration = Calibration(scores, recorded_unit(promise), float(promise.get("level", 0.01)))
     return Bundle(
         model=f"{type(model).__module__}.{type(model).__qualname__}",
         backbone=name,

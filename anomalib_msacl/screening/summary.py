@@ -11,15 +11,27 @@ from anomalib_msacl.screening.table import Row
 
 
 class Summary:
-    """Counts rows, and keeps their raw scores, 8 bytes each."""
+    """Counts rows, and keeps the raw score of each image or file, 8 bytes each, or that of each patient by his name.
 
-    def __init__(self) -> None:
+    Args:
+        calibration: Scores that the threshold comes from; None where it comes from others.
+        patient_pattern: How the training found out patients; None where it did by other means, or not.
+    """
+
+    def __init__(self, calibration: Calibration | None = None, patient_pattern: str | None = None) -> None:
         self.labels: Counter[str] = Counter()
         self.errors = 0
+        self._calibration = None if calibration is None or calibration.level <= 0 else calibration
+        self._unit = "image" if self._calibration is None else self._calibration.unit
+        self._pattern = patient_pattern
         self._files = 0
         self._last = ""
+        self._last_scored = ""
         self._scores = array("d")
         self._patients: dict[str, float] = {}
+        self._nameless = 0
+        self._first_nameless = ""
+        self._last_nameless = ""
 
     def add(self, row: Row) -> None:
         """Count a row, in the order of the table."""
@@ -30,11 +42,26 @@ class Summary:
             self.errors += 1
         if row.label:
             self.labels[row.label] += 1
+            self._look_for_patient(row)
         if row.raw_score:
-            raw = float(row.raw_score)
+            self._keep(row, float(row.raw_score))
+
+    def _look_for_patient(self, row: Row) -> None:
+        """Count the files whose patient is not known."""
+        if not row.patient and row.file != self._last_nameless:
+            self._nameless += 1
+            self._last_nameless = row.file
+            self._first_nameless = self._first_nameless or row.file
+
+    def _keep(self, row: Row, raw: float) -> None:
+        """Keep a score, or the largest of what counts once."""
+        if self._unit == "patient":
+            self._patients[row.patient] = max(raw, self._patients.get(row.patient, -math.inf))
+        elif self._unit == "file" and row.file == self._last_scored:
+            self._scores[-1] = max(raw, self._scores[-1])
+        else:
             self._scores.append(raw)
-            if row.patient:
-                self._patients[row.patient] = max(raw, self._patients.get(row.patient, -math.inf))
+        self._last_scored = row.file
 
     def line(self) -> str:
         """Return one line of summary."""
@@ -44,17 +71,34 @@ class Summary:
             f"{self.labels['normal']} normal, {self.errors} errors"
         )
 
-    def shift(self, calibration: Calibration | None) -> str:
-        """Return a warning where the scores are not like those that the threshold comes from, empty otherwise.
+    def warnings(self) -> list[str]:
+        """Return what is wrong with the patients, and whether the scores are not like those of the calibration."""
+        return [line for line in (self._unknown_patients(), self._shift()) if line]
 
-        Args:
-            calibration: Those scores; None where the threshold has none.
-        """
-        if calibration is None or calibration.level <= 0:
-            return ""
-        by_patient = calibration.patients and bool(self._patients)
-        incoming = list(self._patients.values()) if by_patient else list(self._scores)
-        if not incoming or any(math.isnan(value) for value in incoming):
+    def _unknown_patients(self) -> str:
+        """Return a warning where patients are asked for, but not known of all files, empty otherwise."""
+        files = f"{self._nameless} of {self._files} files, {self._first_nameless} for example"
+        incomparable = "scores are not compared with those that the threshold comes from"
+        if self._nameless and self._pattern:
+            what = f", and {incomparable}" if self._unit == "patient" else ""
+            return (
+                f"warning: patient_pattern '{self._pattern}' finds no patient in the paths of {files}, so that their "
+                f"patient stays empty{what}: name the folder that they lie below as they did below the root of the "
+                "training"
+            )
+        if self._nameless and self._unit == "patient":
+            return (
+                f"warning: nothing names the patient of {files}, so that {incomparable}, which are those of patients: "
+                "screen files that name theirs, as DICOM files do"
+            )
+        return ""
+
+    def _shift(self) -> str:
+        """Return a warning where the scores are not like those that the threshold comes from, empty otherwise."""
+        calibration = self._calibration
+        incoming = list(self._patients.values()) if self._unit == "patient" else list(self._scores)
+        unknown = self._unit == "patient" and self._nameless
+        if calibration is None or unknown or not incoming or any(math.isnan(value) for value in incoming):
             return ""
         from anomalib_msacl.thresholds.conformal import shift  # noqa: PLC0415  # scipy takes its time
 
@@ -62,7 +106,7 @@ class Summary:
         if found.p_value >= calibration.level:
             return ""
         return (
-            f"warning: the scores of these {found.incoming} {'patients' if by_patient else 'images'} are not like "
+            f"warning: the scores of these {found.incoming} {self._unit}s are not like "
             f"those of the {found.calibration} normal ones that the threshold comes from, but mostly "
             f"{'higher' if found.higher else 'lower'} (Kolmogorov-Smirnov distance {found.statistic:.2f}, p = "
             f"{found.p_value:.1g}): expect {'more' if found.higher else 'fewer'} false positives than promised"

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_msacl.data.held_out import Fold, HeldOut, hold_out, split_into_folds
 from anomalib_msacl.data.samples import patients_of
+from anomalib_msacl.data.units import Unit, recorded_unit
 from anomalib_msacl.data.validation import MedMixValidation
 from anomalib_msacl.errors import InputError, show_in_one_line
 from anomalib_msacl.metrics import patients_by_batch
@@ -50,8 +51,8 @@ class NormalsThreshold(Callback):
     What is promised: at most ``1 - specificity`` of new normal images like the held-out ones are called abnormal, and
     at most as many have any pixel marked. The two are promised apart. Where the sample table names patients, a patient
     counts once, with the largest score of his images, and the promise is about patients: of new normal ones at most so
-    many have any image called abnormal. Nothing is promised about images that differ, from another scanner, say, nor
-    about how many lesions are found.
+    many have any image called abnormal. Where it does not, the same holds of files with several images. Nothing is
+    promised about images that differ, from another scanner, say, nor about how many lesions are found.
 
     Args:
         specificity: Smallest part of normal images, or patients, that is called normal, between 0 and 1.
@@ -100,6 +101,8 @@ class NormalsThreshold(Callback):
         self.needed = images_needed(1 - specificity, confidence)
         self.calibration: dict[str, list[float]] = {}
         """Raw scores of the held-out units, ascending, by ``image`` and ``pixel``; empty before the fit."""
+        self.unit: Unit = "image"
+        """What each of these scores is the largest one of."""
         self._held_out: HeldOut | None = None
         self._folds: list[Fold] = []
         self._datamodule: AnomalibDataModule | None = None
@@ -129,6 +132,7 @@ class NormalsThreshold(Callback):
         if self._folds and not self.calibration:
             datamodule = cast("AnomalibDataModule", self._datamodule)
             self.calibration = scores_of_folds(trainer, pl_module, datamodule, self._folds)
+            self.unit = self._folds[0].held_out.unit
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let a command line end in one sentence instead of a traceback where the input is at fault."""
@@ -201,6 +205,7 @@ class NormalsThreshold(Callback):
         """Take over the scores that the thresholds of a checkpoint come from."""
         del trainer, pl_module
         self.calibration = {kind: list(scores) for kind, scores in checkpoint.get(SCORES, {}).items()}
+        self.unit = recorded_unit(checkpoint.get(PROMISE, {}))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the thresholds where neither a validation nor a checkpoint has."""
@@ -229,9 +234,9 @@ class NormalsThreshold(Callback):
         """
         number = len(next(iter(self.calibration.values()), []))
         rank = conformal_rank(number, 1 - self.specificity, self.confidence)
-        named = _counts_patients(self)
-        noun = "patients" if named else "images"
-        unit = ", each with the largest of his images" if named else ""
+        noun = f"{self.unit}s"
+        whose = {"patient": "his", "file": "its"}.get(self.unit)
+        unit = f", each with the largest of {whose} images" if whose else ""
         if self._folds:
             return (
                 f"the thresholds are the scores of rank {rank} of {number} normal training {noun}{unit}, scored by "
@@ -259,6 +264,7 @@ class NormalsThreshold(Callback):
         if self._held_out is not None:
             datamodule = cast("AnomalibDataModule", self._datamodule)
             self.calibration = held_out_scores(trainer, pl_module, datamodule, self._held_out)
+            self.unit = self._held_out.unit
         if not self.calibration:
             return
         for kind, scores in self.calibration.items():
@@ -269,10 +275,18 @@ class NormalsThreshold(Callback):
     # ------------------------------------------------------------------------------------------ incoming images
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the images of an earlier test."""
+        """Forget the images of an earlier test, and find out whose the next ones are."""
         del pl_module
         self._incoming = []
         self._patients = patients_by_batch(trainer)
+        compares = self.shift_level > 0 and bool(self.calibration.get("image"))
+        if compares and self.unit == "patient" and self._patients is None:
+            logger.warning(
+                "NormalsThreshold: the scores of test images are not compared with those of the %d held-out normal "
+                "patients, because the datamodule does not tell whose images they are: give it the rule for patients "
+                "of the training.",
+                len(self.calibration["image"]),
+            )
 
     def on_test_batch_end(
         self,
@@ -288,11 +302,12 @@ class NormalsThreshold(Callback):
         score = raw_scores(outputs)[0]
         if not self.calibration.get("image") or score is None:
             return
+        names = _units(self.unit, outputs, batch_idx, self._patients)
+        if names is None:
+            return
         values = score.tolist()
         truth = outputs.gt_label
         labels = [None] * len(values) if truth is None else truth.flatten().long().tolist()
-        # Without patients every image counts.
-        names = self._patients[batch_idx] if self._patients else [f"{batch_idx}:{row}" for row in range(len(values))]
         self._incoming += zip(names, values, labels, strict=True)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -312,7 +327,7 @@ class NormalsThreshold(Callback):
                 "NormalsThreshold: the scores of %d %s are not like those of the %d held-out normal ones but mostly "
                 "%s (Kolmogorov-Smirnov distance %.2f, p = %.1g), so %s than promised%s.",
                 found.incoming,
-                "test images, of which no label is known," if unknown else "normal test images or patients",
+                f"test {self.unit}s, of which no label is known," if unknown else f"normal test {self.unit}s",
                 found.calibration,
                 "higher" if found.higher else "lower",
                 found.statistic,
@@ -323,15 +338,24 @@ class NormalsThreshold(Callback):
 
 
 def promise_record(callback: NormalsThreshold) -> dict[str, Any]:
-    """Return the promise, whether it is about patients, and the level of a shift, as plain data for exports."""
-    return {"promise": callback.promise(), "patients": _counts_patients(callback), "level": callback.shift_level}
+    """Return the promise, what it is about, and the level of a shift, as plain data for exports."""
+    return {"promise": callback.promise(), "unit": callback.unit, "level": callback.shift_level}
 
 
-def _counts_patients(callback: NormalsThreshold) -> bool:
-    """Whether a patient counts once, not each image."""
-    folds, held_out = callback._folds, callback._held_out  # noqa: SLF001  # in its own module
-    scored = folds[0].held_out if folds else held_out
-    return scored is not None and scored.named
+def _units(unit: Unit, outputs: Any, number: int, patients: list[list[str]] | None) -> list[str] | None:
+    """Return what each image of a test batch belongs to, as the held-out ones count; None where that is not known.
+
+    Args:
+        unit: What counts once.
+        outputs: The batch, which names its files.
+        number: Of the batch.
+        patients: Those of all batches.
+    """
+    if unit == "patient":
+        return patients[number] if patients else None
+    if unit == "file":
+        return None if outputs.image_path is None else [str(path) for path in outputs.image_path]
+    return [f"{number}:{row}" for row in range(len(outputs.image))]
 
 
 def _is_fitted(pl_module: LightningModule) -> bool:

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +200,35 @@ def test_patients_by_tag(tmp_path):
     assert not set(folder.train_data.samples["patient"]) & set(folder.test_data.samples["patient"])
     change_dicom(tmp_path / "good/3.dcm", PatientID=None)
     assert "patient_tag PatientID names no patient for good/3.dcm: change it" in message_of(tmp_path, **options)
+
+
+def test_nobody_is_called_a_patient_without_a_rule(root):
+    folder = ready(root)
+    assert "patient" not in folder.train_data.samples
+    assert "patient" not in folder.test_data.samples
+
+
+def test_a_list_names_all_patients_or_none(root):
+    class Listed(MedicalFolder):
+        def list_files(self):
+            return [
+                replace(file, patient="P" if file.path.stem == "3" and "good" in file.path.parts else "")
+                for file in super().list_files()
+            ]
+
+    with pytest.raises(InputError, match=r"the list of files names no patient for .*good/p0/0\.png.*: change it"):
+        Listed("mine", root, "good", normal_test_dir="held_out").setup()
+
+
+def test_slices_of_a_file_stay_together_without_patients(tmp_path):
+    for index in range(6):
+        volume = np.stack([tissue(3 * index + k, (48, 40)) for k in range(3)], axis=-1).astype(np.float32)
+        write_nifti(tmp_path / f"good/{index}.nii.gz", volume)
+    options = {"abnormal_dir": None, "normal_test_dir": None, "mask_dir": None}
+    folder = ready(tmp_path, val_split_mode="from_train", val_split_ratio=0.5, **options)
+    parts = [data.samples["image_path"] for data in (folder.train_data, folder.val_data, folder.test_data)]
+    assert [len(part) for part in parts] == [3 * part.nunique() for part in parts]
+    assert sum(part.nunique() for part in parts) == len(set().union(*parts)) == 6
 
 
 def test_a_patient_on_both_sides(root):

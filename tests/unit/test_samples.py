@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from anomalib_msacl.data.samples import Column, content_of, inspected_files, names_patients, patients_of
+from anomalib_msacl.data.samples import (
+    Column,
+    content_of,
+    inspected_files,
+    names_patients,
+    patients_of,
+    unit_of,
+    units_of,
+)
 from tests.unit.test_structure import PACKAGE
 
 
@@ -37,6 +45,21 @@ def test_patients_are_files_where_they_are_not_known(tmp_path: Path) -> None:
     samples = table(tmp_path, patient=[1, 1, 2])
     assert names_patients(samples)
     assert patients_of(samples).tolist() == ["1", "1", "2"]
+
+
+def test_what_counts_once_is_a_patient_a_file_or_an_image(tmp_path: Path) -> None:
+    samples = table(tmp_path)
+    first, copy, other = units_of(samples)
+    assert unit_of(samples) == "image"
+    assert first == copy != other
+    volumes = pd.DataFrame({"image_path": list("aabbcc"), "pixels": list("121213")})
+    units = units_of(volumes)
+    assert unit_of(volumes) == "file"
+    assert units[0] == units[1] == units[2] == units[3]  # the second volume is a copy of the first
+    assert units[4] == units[5] != units[0]
+    volumes["patient"] = list("PPQQQQ")
+    assert unit_of(volumes) == "patient"
+    assert units_of(volumes) == list("PPQQQQ")
 
 
 def test_files_that_nobody_has_looked_into_are_left_out(tmp_path: Path) -> None:

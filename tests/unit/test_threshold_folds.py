@@ -59,11 +59,26 @@ def test_patients_stay_together_and_the_ill_are_not_scored(phantom_root):
     for fold in folds:
         train, held_out = both_sides(fold)
         assert {of[path] for path in train}.isdisjoint({of[path] for path in held_out})
-        assert fold.held_out.named
+        assert fold.held_out.unit == "patient"
         assert fold.held_out.number == len({of[path] for path in held_out}) == 2
         units = dict(zip([of[path] for path in paths(fold.held_out.images)], fold.held_out.units, strict=True))
         assert sorted(units.values()) == [0, 1]
     assert sum(len(fold.held_out.images) for fold in folds) == 16  # P1 has a lesion
+
+
+def test_images_of_a_file_are_in_one_fold_and_none_of_an_ill_one(phantom_root):
+    files = [path for path in paths(train_data(phantom_root))[:5] for _ in range(4)]
+    labels = [int(LabelName.ABNORMAL) if index == 5 else int(LabelName.NORMAL) for index in range(20)]
+    pixels = [str(index) for index in range(20)]
+    folds = split_into_folds(train_data(phantom_root, image_path=files, label_index=labels, pixels=pixels), 2, seed=0)
+    for fold in folds:
+        train, held_out = both_sides(fold)
+        assert train.isdisjoint(held_out)
+        assert files[5] in train  # which has a lesion
+        assert fold.held_out.unit == "file"
+        assert fold.held_out.number == len(held_out) == 2
+        assert len(fold.held_out.images) == 8
+        assert len(set(zip(paths(fold.held_out.images), fold.held_out.units, strict=True))) == 2
 
 
 def test_copies_of_an_image_are_in_one_fold(phantom_root):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from anomalib import LearningType
@@ -24,7 +26,10 @@ from anomalib_msacl import InputError, MsaclPretraining, NormalsThreshold
 from anomalib_msacl.data import CheckedFolder, MedicalFolder, MedMixValidation
 from anomalib_msacl.data.held_out import hold_out
 from anomalib_msacl.thresholds import conformal_rank, images_needed, shift
+from anomalib_msacl.thresholds.callback import PROMISE as PROMISES
+from anomalib_msacl.thresholds.callback import SCORES, promise_record
 from tests.conftest import TINY, make_recipe, phantom
+from tests.medical_files import tissue, write_nifti
 
 RATES = (0.01, 0.05, 0.1, 0.25, 0.5)
 SEEN_LESIONS = {"from_test", "same_as_test", "synthetic", "medmix"}
@@ -414,6 +419,87 @@ def test_patients_count_once_and_stay_together(phantom_root, make_padim, make_en
     assert "nothing is promised about images of another origin" in caplog.text
 
 
+def test_a_volume_counts_once_and_is_called_a_file(tmp_path, make_padim, make_engine, caplog):
+    for index in range(10):
+        volume = np.stack([tissue(2 * index + k, (48, 40)) for k in range(2)], axis=-1).astype(np.float32)
+        write_nifti(tmp_path / f"good/{index}.nii.gz", volume)
+    data = MedicalFolder("mine", tmp_path, "good", test_split_mode="none", val_split_mode="none", seed=0)
+    callback = NormalsThreshold(**PROMISE)
+    with caplog.at_level(logging.INFO, "anomalib_msacl.thresholds"):
+        make_engine(callbacks=[callback]).fit(make_padim(), datamodule=data)
+    assert len(callback.calibration["image"]) == callback._held_out.number == 4
+    assert not paths(callback.held_out_images) & paths(data.train_data)
+    assert "8 normal images (4 files) are held out" in caplog.text
+    assert "rank 4 of 4 held-out normal files, each with the largest of its images; on average" in caplog.text
+    assert "at most 20 % of new normal files" in caplog.text
+    assert "patient" not in caplog.text
+    assert promise_record(callback)["unit"] == "file"
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"unit": "file"}, "30 held-out normal files, each with the largest of its images"),
+        ({"unit": "patient"}, "30 held-out normal patients, each with the largest of his images"),
+        ({"unit": "image"}, "30 held-out normal images;"),
+        ({"patients": True}, "30 held-out normal patients, each with the largest of his images"),  # of earlier versions
+        ({"patients": False}, "30 held-out normal images;"),
+        ({}, "30 held-out normal images;"),
+    ],
+)
+def test_a_checkpoint_says_what_counts_once(record, words):
+    callback = NormalsThreshold()
+    scores = [float(value) for value in range(30)]
+    callback.on_load_checkpoint(None, None, {SCORES: {"image": scores}, PROMISES: record})
+    assert words in callback.promise()
+    with pytest.raises(InputError, match="those of 'hospital', but this version knows only patient, file, image: use"):
+        callback.on_load_checkpoint(None, None, {SCORES: {"image": scores}, PROMISES: {"unit": "hospital"}})
+
+
+def compare(unit, scores, patients=None):
+    """Let a callback test files of five images each, with a threshold from the largest scores of others."""
+    callback = NormalsThreshold()
+    draw = np.random.default_rng(0)
+    callback.calibration = {"image": sorted(draw.normal(size=(60, 5)).max(axis=1).tolist())}
+    callback.unit = unit
+    names = [str(index // 5) for index in range(len(scores))]
+    samples = pd.DataFrame({"image_path": names} | ({} if patients is None else {"patient": patients}))
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(test_data=SimpleNamespace(samples=samples)),
+        test_dataloaders=torch.utils.data.DataLoader(names, batch_size=4),
+    )
+    callback.on_test_epoch_start(trainer, None)
+    for number in range(len(scores) // 4):
+        rows = slice(4 * number, 4 * number + 4)
+        outputs = ImageBatch(
+            image=torch.zeros(4, 3, 2, 2),
+            image_path=names[rows],
+            pred_score=torch.tensor(scores[rows]),
+            gt_label=torch.zeros(4, dtype=torch.bool),
+        )
+        callback.on_test_batch_end(None, None, outputs, outputs, number)
+    callback.on_test_epoch_end(None, None)
+
+
+def test_test_images_are_compared_as_the_held_out_ones_count(caplog):
+    scores = np.random.default_rng(1).normal(size=300).tolist()
+    patients = [f"P{index // 5}" for index in range(300)]
+    compare("file", scores)
+    compare("file", scores, patients)
+    compare("patient", scores, patients)
+    assert not caplog.text
+    compare("image", scores, patients)
+    assert "the scores of 300 normal test images are not like those" in caplog.text
+    compare("file", [score + 2 for score in scores])
+    assert "the scores of 60 normal test files are not like those of the 60 held-out" in caplog.text
+
+
+def test_without_patients_test_images_are_not_compared_with_them(caplog):
+    compare("patient", np.random.default_rng(1).normal(5, size=300).tolist())
+    (record,) = caplog.records
+    assert "are not compared with those of the 60 held-out normal patients" in record.message
+
+
 def test_copies_of_held_out_images_are_on_neither_side(phantom_root, tmp_path):
     for index, path in enumerate(sorted(next(phantom_root.iterdir()).glob("train/good/*.png"))[:10]):
         for copy in range(2 if index < 6 else 1):
@@ -534,5 +620,6 @@ def test_other_datamodules(phantom_root, make_padim, make_engine, kind):
     model = make_padim()
     engine.train(model, datamodule=make(**folders))
     assert len(callback.calibration["image"]) == 8
+    assert "8 held-out normal images; on average" in callback.promise()  # nobody has named a patient
     assert not paths(callback.held_out_images) & callback.trained
     assert float(model.post_processor.image_threshold) == callback.calibration["image"][conformal_rank(8, 0.2) - 1]

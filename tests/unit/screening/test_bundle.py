@@ -21,7 +21,7 @@ from anomalib_msacl.cli import main
 from anomalib_msacl.medical import ImageReader, Slices
 from anomalib_msacl.medical.intensity import Intensity
 from anomalib_msacl.medical.reading import Reading
-from anomalib_msacl.screening.bundle import Limits, bundle_path, copy_bundle, read_bundle, sha256
+from anomalib_msacl.screening.bundle import Calibration, Limits, bundle_path, copy_bundle, read_bundle, sha256
 from anomalib_msacl.screening.files import FileReader
 from tests.unit.screening.conftest import TEST, Trained
 
@@ -47,7 +47,7 @@ def test_the_bundle_holds_what_the_training_fixed(trained: Trained) -> None:
     assert any("antialias=True" in step and "BILINEAR" in step for step in bundle.transform)
     assert bundle.calibration is not None
     assert list(bundle.calibration.scores) == trained.calibration
-    assert bundle.calibration.patients
+    assert bundle.calibration.unit == "patient"
     assert Reading.from_dict(bundle.reading or {}) == trained.data.reading
 
 
@@ -100,6 +100,14 @@ def changed(**content: Any) -> Callable[[Path], None]:
     return change
 
 
+@pytest.mark.parametrize(("patients", "unit"), [(True, "patient"), (False, "image")])
+def test_a_bundle_of_an_earlier_version_means_what_it_said(model: Path, patients: bool, unit: str) -> None:
+    known = read_bundle(model)
+    changed(calibration={"scores": [1.0, 2.0], "patients": patients, "level": 0.02})(model)
+    calibration = Calibration((1.0, 2.0), unit, 0.02)  # type: ignore[arg-type]
+    assert read_bundle(model) == replace(known, calibration=calibration)
+
+
 def append(model: Path) -> None:
     with model.with_suffix(".bin").open("ab") as file:
         file.write(b"x")
@@ -141,6 +149,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no JSON": (lambda model: bundle_path(model).write_text("no"), r"model\.bundle\.json cannot be read"),
     "a list": (lambda model: bundle_path(model).write_text("[1]"), r"model\.bundle\.json cannot be read"),
     "an unknown entry": (changed(more=1), r"cannot be read .more missing or not known"),
+    "an unknown unit": (
+        changed(calibration={"scores": [1.0], "unit": "hospital", "level": 0.01}),
+        r"those of 'hospital', but this version knows only patient, file, image: use the version",
+    ),
     "one channel, says the bundle": (changed(channels=1), r"images of 1 channels, but images are read with 3"),
     "one channel, says the model": (one_channel, r"model\.xml takes images of 1 channels, but images are read with 3"),
     "no threshold": (

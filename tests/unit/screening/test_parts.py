@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalib_msacl.medical.reading import Reading
 from anomalib_msacl.screening.bundle import Bundle, Calibration, Limits
 from anomalib_msacl.screening.files import FileReader
 from anomalib_msacl.screening.heat_map import draw_heat_map
@@ -115,22 +116,77 @@ def rows(scores: list[float], patient: str = "") -> list[Row]:
     return [Row(str(k), patient=patient, raw_score=str(value), label="normal") for k, value in enumerate(scores)]
 
 
-def shift_of(found: list[Row], calibration: Calibration | None) -> str:
-    summary = Summary()
+def warnings_of(found: list[Row], calibration: Calibration | None, pattern: str | None = None) -> list[str]:
+    summary = Summary(calibration, pattern)
     for row in found:
         summary.add(row)
-    return summary.shift(calibration)
+    return summary.warnings()
 
 
-def test_a_shift_is_told_with_its_direction_and_by_patient_where_the_threshold_is() -> None:
+def test_a_shift_is_told_with_its_direction() -> None:
     draw = np.random.default_rng(0)
     calibration = Calibration(tuple(sorted(draw.normal(size=80))))
-    assert "mostly higher" in shift_of(rows(list(draw.normal(2, size=50))), calibration)
-    assert "mostly lower" in shift_of(rows(list(draw.normal(-2, size=50))), calibration)
-    assert not shift_of(rows(list(draw.normal(size=50))), calibration)
-    assert not shift_of(rows(list(draw.normal(2, size=50))), None)
+    assert "mostly higher" in warnings_of(rows(list(draw.normal(2, size=50))), calibration)[0]
+    assert "mostly lower" in warnings_of(rows(list(draw.normal(-2, size=50))), calibration)[0]
+    assert not warnings_of(rows(list(draw.normal(size=50))), calibration)
+    assert not warnings_of(rows(list(draw.normal(2, size=50))), None)
+    assert not warnings_of(rows(list(draw.normal(2, size=50))), replace(calibration, level=0))
+
+
+def slices(scores: np.ndarray, patients: int = 0) -> list[Row]:
+    """Rows of files with as many images as there are columns, of so many patients."""
+    return [
+        Row(f"{file}.nii", str(k), f"P{file % patients}" if patients else "", str(value), label="normal")
+        for file, values in enumerate(scores)
+        for k, value in enumerate(values)
+    ]
+
+
+def test_scores_are_compared_by_what_the_threshold_counts() -> None:
+    draw = np.random.default_rng(0)
+    known, new = draw.normal(size=(80, 6)), draw.normal(size=(40, 6))
+    by_file, by_image = (tuple(sorted(scores)) for scores in (known.max(axis=1), known[:, 0]))
+    assert not warnings_of(slices(new), Calibration(by_file, "file"))
+    assert not warnings_of(slices(new, 5), Calibration(by_file, "file"))  # whoever the patients are
+    assert not warnings_of(slices(new, 5), Calibration(by_image, "image"))
+    assert "these 240 images are not like" in warnings_of(slices(new), Calibration(by_file, "image"))[0]
+    assert "these 40 files are not like" in warnings_of(slices(new), Calibration(by_image, "file"))[0]
+    assert "these 40 files are not like" in warnings_of(slices(new + 2), Calibration(by_file, "file"))[0]
+    by_patient = tuple(known.reshape(40, 12).max(axis=1))
+    assert not warnings_of(slices(new, 20), Calibration(by_patient, "patient"))
+    assert "these 20 patients are not like" in warnings_of(slices(new + 2, 20), Calibration(by_patient, "patient"))[0]
     one = rows(list(draw.normal(3, size=50)), patient="P")
-    assert not shift_of(one, Calibration(calibration.scores, patients=True))  # one patient says little
+    assert not warnings_of(one, Calibration(by_patient, "patient"))  # one patient says little
+
+
+def test_scores_of_patients_are_not_compared_where_one_is_not_known() -> None:
+    draw = np.random.default_rng(0)
+    calibration = Calibration(tuple(draw.normal(size=80)), "patient")
+    known, unknown = slices(draw.normal(5, size=(30, 2)), 30), rows([5.0, 6.0])
+    failed = Row("broken.nii", error="is not an image")  # whose patient nobody asked for
+    assert len(warnings_of([*known, failed], calibration)) == 1
+    (told,) = warnings_of([*known, *unknown], calibration)
+    assert told.startswith("warning: nothing names the patient of 2 of 32 files, 0 for example")
+    assert "scores are not compared with those that the threshold comes from" in told
+
+
+PATTERN = r"^[^/]+/[^/]+/([^/]+)"
+
+
+def test_a_pattern_that_finds_no_patient_is_told_once(tmp_path: Path) -> None:
+    reader = FileReader(Reading(patient_pattern=PATTERN))
+    found = []
+    for index, name in enumerate(["train/good/P1/a.png", "train/good/P1/b.png", "P2/a.png", "a.png"]):
+        patient = reader.patient(Source(tmp_path / name, name))
+        assert patient == ("P1" if index < 2 else "")
+        found += [Row(name, str(k), patient, str(9.0), label="normal") for k in range(2)]
+    scores = tuple(np.random.default_rng(0).normal(size=80))
+    (told,) = warnings_of(found, Calibration(scores, "patient"), PATTERN)
+    assert f"patient_pattern '{PATTERN}' finds no patient in the paths of 2 of 4 files, P2/a.png for example" in told
+    assert "scores are not compared with those that the threshold comes from: name the folder" in told
+    (told,) = warnings_of(found, None, PATTERN)
+    assert "so that their patient stays empty: name the folder" in told
+    assert not warnings_of(found[:4], None, PATTERN)
 
 
 def test_the_page_names_all_that_the_extra_asks_for() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from pydicom.uid import generate_uid
 
 from anomalib_msacl.cli import main
 from anomalib_msacl.screening.table import COLUMNS
-from tests.medical_files import change_dicom, tissue, write_nifti
+from tests.medical_files import change_dicom, tissue, write_dicom, write_nifti
 from tests.unit.screening.conftest import SIZE, TEST, Trained
 
 
@@ -187,15 +189,21 @@ def test_maps_in_dicom_refer_to_their_file(trained: Trained, tmp_path: Path) -> 
 
 def test_a_shift_of_the_scores_is_told(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for index in range(12):
-        noise = np.random.default_rng(index).integers(0, 256, SIZE, dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / f"{index}.png")
-    # a threshold from normal DICOM files, and noise as 8-bit images
-    assert screen(trained.export, tmp_path, "--out", tmp_path / "out", "--maps", "none") == 0
+        noise = np.random.default_rng(index).integers(900, 1500, SIZE, dtype=np.uint16)
+        write_dicom(tmp_path / f"noise/{index}", noise, PatientID=f"N{index}", WindowCenter=1200, WindowWidth=600)
+        Image.fromarray((noise // 8).astype(np.uint8)).save(tmp_path / f"noise_{index}.png")
+    # a threshold from patients with normal DICOM files
+    assert screen(trained.export, tmp_path / "noise", "--out", tmp_path / "out", "--maps", "none") == 0
     lines = capsys.readouterr().out.splitlines()
+    assert "these 12 patients" in lines[1]
     assert "mostly higher" in lines[1]
     assert "more false positives than promised" in lines[1]
     screen(trained.export, trained.root / "good", "--out", tmp_path / "same", "--maps", "none")
     assert len(capsys.readouterr().out.splitlines()) == 1
+    screen(trained.export, *tmp_path.glob("noise_*.png"), "--out", tmp_path / "nameless", "--maps", "none")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "nothing names the patient of 12 of 12 files" in lines[1]
 
 
 def test_images_of_other_windows_are_read_by_that_of_the_training_and_counted(
@@ -211,3 +219,20 @@ def test_images_of_other_windows_are_read_by_that_of_the_training_and_counted(
     assert scores == pytest.approx([scores[0]] * len(changes), rel=1e-4)
     told = capsys.readouterr().out.splitlines()[1]
     assert told.startswith("note: 2 DICOM images have another window than the training images, or none")
+
+
+def test_a_pattern_that_does_not_fit_the_folder_is_told(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained.export, tmp_path / "export")
+    bundle = next((tmp_path / "export").rglob("*.bundle.json"))
+    content = json.loads(bundle.read_text())
+    content["reading"] |= {"patient_pattern": "^new/(.)", "patient_tag": None}
+    bundle.write_text(json.dumps(content))
+    shutil.copytree(trained.root / "new", tmp_path / "images/new")
+    for folder, patients, lines in (("images", list("012345"), 1), ("images/new", [""] * TEST, 2)):
+        screen(tmp_path / "export", tmp_path / folder, "--out", tmp_path / folder[-3:], "--maps", "none")
+        assert [row["patient"] for row in table(tmp_path / folder[-3:])] == patients
+        told = capsys.readouterr().out.splitlines()
+        assert len(told) == lines, told
+    assert told[1].startswith(f"warning: patient_pattern '^new/(.)' finds no patient in the paths of {TEST} of {TEST}")
