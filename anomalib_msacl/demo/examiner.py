@@ -15,6 +15,7 @@ from anomalib_msacl.medical.image import Array
 from anomalib_msacl.screening.command import usable_cores
 from anomalib_msacl.screening.files import FileReader
 from anomalib_msacl.screening.heat_map import draw_heat_map
+from anomalib_msacl.screening.region import seen_region, unfollowed
 from anomalib_msacl.screening.scorer import Scored, load_scorer
 
 
@@ -27,7 +28,7 @@ class Answer:
         limit: Normalised scores above it are called abnormal.
         text: Label, score and threshold, as Markdown.
         image: The image as the model gets it, before it is resized.
-        heat_map: The map over the image; None for models without maps.
+        heat_map: The map over the image; None for models without maps, and where its place is not known.
     """
 
     scored: Scored
@@ -88,17 +89,23 @@ class Examiner:
 
     def _answer(self, image: Array, scored: Scored) -> Answer:
         """Put an answer into words and pictures."""
-        limits = self._scorer.bundle.image
+        limits, transform = self._scorer.bundle.image, self._scorer.bundle.transform
         limit = 1 - limits.sensitivity
         label = "Abnormal" if scored.abnormal else "Normal"
         text = f"## {label}\n\nScore **{scored.score:.3f}**, threshold **{limit:.3g}**"
         if scored.raw is not None:
             text += f" (before scaling: {scored.raw:.4g}, threshold {limits.decision:.4g})"
-        line = f"{label.lower()}, score {scored.score:.3f} (threshold {limit:.3g})"
+        heat_map = None
+        if scored.map is not None and (step := unfollowed(transform)):
+            text += f"\n\nNo map: where it belongs is not known behind the model's step {step}"
+        elif scored.map is not None:
+            line = f"{label.lower()}, score {scored.score:.3f} (threshold {limit:.3g})"
+            region = seen_region(transform, image.shape[-2], image.shape[-1])
+            heat_map = draw_heat_map(image, scored.map, [line], region)
         return Answer(
             scored=scored,
             limit=limit,
             text=text,
             image=Image.fromarray((image.transpose(1, 2, 0) * 255).round().astype(np.uint8)),
-            heat_map=None if scored.map is None else draw_heat_map(image, scored.map, [line]),
+            heat_map=heat_map,
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from anomalib_msacl.medical.image import Array, RawImage
+from anomalib_msacl.screening.region import WHOLE, Region
 
 NOT_FOR_DIAGNOSIS = "NOT FOR DIAGNOSIS"
 _STRONGEST = 0.6  # share of the colour where the map is 1
@@ -34,12 +37,34 @@ def displayed(image: RawImage) -> Array:
     return np.stack([np.asarray(grey, dtype=np.float32)] * 3, axis=-1)
 
 
-def resized(heat_map: Array, size: tuple[int, int]) -> Array:
-    """Return a heat map in another size ``(H, W)``, by bilinear interpolation."""
-    if heat_map.shape == size:
-        return heat_map.astype(np.float32)
-    picture = Image.fromarray(heat_map.astype(np.float32))
-    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.float32)
+def placed(heat_map: Array, size: tuple[int, int], region: Region = WHOLE) -> Array:
+    """Lay a heat map on its part of an image, by bilinear interpolation.
+
+    Args:
+        heat_map: Shape ``(h, w)``.
+        size: Height and width of the image.
+        region: The part of the image that the map covers.
+
+    Returns:
+        Shape ``size``, float32; 0 at every pixel that does not lie in the region as a whole.
+    """
+    rows, top, bottom = _covered(size[0], region.top, region.bottom, heat_map.shape[0])
+    columns, left, right = _covered(size[1], region.left, region.right, heat_map.shape[1])
+    found = np.zeros(size, dtype=np.float32)
+    if rows and columns:
+        picture = Image.fromarray(heat_map.astype(np.float32))
+        box = (left, top, right, bottom)
+        part = picture.resize((len(columns), len(rows)), Image.Resampling.BILINEAR, box)
+        found[rows.start : rows.stop, columns.start : columns.stop] = np.asarray(part)
+    return found
+
+
+def _covered(side: int, low: Fraction, high: Fraction, cells: int) -> tuple[range, float, float]:
+    """Return the pixels of a side that lie between two parts of it, and where they begin and end in a map of cells."""
+    pixels = range(max(0, math.ceil(low * side)), min(side, math.floor(high * side)))
+    ends = ((Fraction(end, side) - low) / (high - low) * cells for end in (pixels.start, pixels.stop))
+    begin, end = map(float, ends)
+    return pixels, begin, end
 
 
 def overlay(image: Array, heat_map: Array) -> Array:

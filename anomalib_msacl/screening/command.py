@@ -13,6 +13,7 @@ from tqdm import tqdm
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.screening.files import FileReader
 from anomalib_msacl.screening.output import Output
+from anomalib_msacl.screening.region import check_followed
 from anomalib_msacl.screening.runner import Maps, Screening, in_order
 from anomalib_msacl.screening.scorer import load_scorer
 from anomalib_msacl.screening.sources import Source, find_sources
@@ -76,6 +77,8 @@ def run_screening(
     output = Output(Path(out))
     with output.locked():
         scorer = load_scorer(model, workers, cores, model_class, maps != "none")
+        if maps != "none":
+            check_followed(scorer.bundle.transform)
         reader = FileReader.of(scorer.bundle)
         screening = Screening(scorer, reader, output, maps, dicom)
         summary = Summary(scorer.bundle.calibration, reader.reading.patient_pattern)

@@ -18,7 +18,8 @@ from anomalib_msacl.errors import InputError, first_line
 from anomalib_msacl.medical.dicom import read_dicom
 from anomalib_msacl.medical.image import Array
 from anomalib_msacl.medical.library import medical_library
-from anomalib_msacl.screening.capture import NOT_FOR_DIAGNOSIS, displayed, overlay, resized, with_legend
+from anomalib_msacl.screening.capture import NOT_FOR_DIAGNOSIS, displayed, overlay, placed, with_legend
+from anomalib_msacl.screening.region import WHOLE, Region
 
 MAKER = "anomalib-msacl"
 SERIES_DESCRIPTION = f"Anomaly heat map, {NOT_FOR_DIAGNOSIS}"
@@ -38,6 +39,7 @@ def write_heat_map(
     threshold: float,
     abnormal: bool,
     version: str,
+    region: Region = WHOLE,
 ) -> None:
     """Write a heat map over its image as a DICOM secondary capture in the study of the image.
 
@@ -47,12 +49,14 @@ def write_heat_map(
     Args:
         source: The DICOM file that the map was made of.
         frame: Index of the frame, from 0, in a file of several; None in a file of one.
-        heat_map: Shape ``(h, w)``, in [0, 1], resized to the image where it has another size.
+        heat_map: Shape ``(h, w)``, in [0, 1], stretched to its part of the image.
         target: The file to write; one that is there is replaced.
         score: Score of the image.
         threshold: The score above which an image is called abnormal.
         abnormal: What the image was called.
         version: Version of the software, for the object and for the text.
+        region: The part of the image that the map covers, of
+            :func:`anomalib_msacl.screening.region.seen_region`; nothing is marked outside of it.
 
     Raises:
         InputError: If the source is no DICOM image, lacks what a reference needs or has no such frame; if the map is
@@ -66,7 +70,7 @@ def write_heat_map(
     except UnreadableError as error:
         raise InputError(f"{source} {error}; no heat map can be laid over it") from error
     size = (image.shape[0], image.shape[1])
-    picture = overlay(image, resized(heat_map, size))
+    picture = overlay(image, placed(heat_map, size, region))
     picture = with_legend(picture, [NOT_FOR_DIAGNOSIS, verdict, f"{MAKER} {version}"])
     try:
         with warnings.catch_warnings():

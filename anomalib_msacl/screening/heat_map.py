@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from anomalib_msacl.medical.image import Array
+from anomalib_msacl.screening.capture import placed
+from anomalib_msacl.screening.region import WHOLE, Region
 
 _LONGEST, _SHORTEST = 1024, 256  # pixels of the longer side of the picture
 _BAR, _LINE = 70, 16  # pixels: width of the scale, height of a line of text
@@ -13,7 +15,7 @@ _BAR, _LINE = 70, 16  # pixels: width of the scale, height of a line of text
 _STOPS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32)
 
 
-def draw_heat_map(image: Array, anomaly_map: Array, lines: list[str]) -> Image.Image:
+def draw_heat_map(image: Array, anomaly_map: Array, lines: list[str], region: Region = WHOLE) -> Image.Image:
     """Draw an anomaly map over its image.
 
     The more a pixel is marked, the more it has the colour of the scale, and the less of the image is seen. A line
@@ -21,8 +23,9 @@ def draw_heat_map(image: Array, anomaly_map: Array, lines: list[str]) -> Image.I
 
     Args:
         image: Shape ``(3, H, W)``, in [0, 1].
-        anomaly_map: Normalised, shape ``(h, w)``; stretched to the size of the picture.
+        anomaly_map: Normalised, shape ``(h, w)``; stretched to its part of the picture.
         lines: Text below the picture.
+        region: The part of the image that the map covers; nothing is marked outside of it.
 
     Returns:
         The picture; its longer side is that of the image, but 256 pixels at least and 1024 at most, without scale and
@@ -34,8 +37,7 @@ def draw_heat_map(image: Array, anomaly_map: Array, lines: list[str]) -> Image.I
     picture = Image.fromarray((image.transpose(1, 2, 0) * 255).round().astype(np.uint8)).resize(
         size, Image.Resampling.BOX
     )
-    heat = Image.fromarray(anomaly_map.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    values = np.asarray(heat).clip(0, 1)
+    values = placed(anomaly_map, (size[1], size[0]), region).clip(0, 1)
     weight = 0.7 * values[..., None]
     mixed = (1 - weight) * np.asarray(picture, dtype=np.float32) + weight * _colours(values)
     mixed[_edge(values > 0.5)] = (0, 255, 255)

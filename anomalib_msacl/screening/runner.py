@@ -18,6 +18,7 @@ from anomalib_msacl.screening.dicom_output import write_heat_map
 from anomalib_msacl.screening.files import FileReader
 from anomalib_msacl.screening.heat_map import draw_heat_map
 from anomalib_msacl.screening.output import Output
+from anomalib_msacl.screening.region import Region, seen_region
 from anomalib_msacl.screening.scorer import Scored, Scorer
 from anomalib_msacl.screening.sources import Source
 from anomalib_msacl.screening.table import OutputError, Row, number
@@ -100,15 +101,16 @@ class Screening:
         plane = scored.map
         if not wanted or plane is None:
             return ""
+        region = seen_region(self.scorer.bundle.transform, image.shape[-2], image.shape[-1])
         if self.dicom and kind_of(source.path) == "dicom":
-            return self._save_dicom(source, frame, plane, scored)
+            return self._save_dicom(source, frame, plane, region, scored)
         path = self.output.map_path(source, frame, ".png")
         label = "abnormal" if scored.abnormal else "normal"
         where = source.path.name if frame is None else f"{source.path.name}, frame {frame}"
         lines = [f"{label}, score {scored.score:.3f} (limit {1 - self.scorer.bundle.image.sensitivity:.3g})", where]
-        return self.output.save(path, lambda part: draw_heat_map(image, plane, lines).save(part))
+        return self.output.save(path, lambda part: draw_heat_map(image, plane, lines, region).save(part))
 
-    def _save_dicom(self, source: Source, frame: int | None, plane: Array, scored: Scored) -> str:
+    def _save_dicom(self, source: Source, frame: int | None, plane: Array, region: Region, scored: Scored) -> str:
         """Save a heat map as a DICOM object."""
         path, bundle = self.output.map_path(source, frame, ".dcm"), self.scorer.bundle
         try:
@@ -121,6 +123,7 @@ class Screening:
                 threshold=1 - bundle.image.sensitivity,
                 abnormal=scored.abnormal,
                 version=bundle.version.removeprefix("anomalib-msacl "),
+                region=region,
             )
         except InputError as error:
             if isinstance(error.__cause__, OSError):

@@ -14,7 +14,7 @@ import pytest
 from pydicom.uid import CTImageStorage, MultiFrameGrayscaleWordSecondaryCaptureImageStorage, generate_uid
 
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.screening.capture import NOT_FOR_DIAGNOSIS, overlay, resized, with_legend
+from anomalib_msacl.screening.capture import NOT_FOR_DIAGNOSIS, overlay, placed, with_legend
 from anomalib_msacl.screening.dicom_output import write_heat_map
 from tests.medical_files import change_dicom, tissue, write_dicom
 
@@ -103,7 +103,7 @@ def test_a_smaller_map_is_stretched_over_the_image(tmp_path: Path) -> None:
     plain = written(source, tmp_path / "plain.dcm", np.zeros((48, 40))).pixel_array[:48, :40]
     # halfway between its pixels a stretched hill is a little lower
     assert np.abs(found.astype(int) - fine).max() < 0.15 * np.abs(plain.astype(int) - fine).max()
-    assert resized(np.full((3, 5), 0.25), (7, 9)).tolist() == np.full((7, 9), 0.25).tolist()
+    assert placed(np.full((3, 5), 0.25), (7, 9)).tolist() == np.full((7, 9), 0.25).tolist()
 
 
 @pytest.mark.parametrize(("file", "frame", "kind"), [(file, *rest) for file, rest in REAL.items()])
