@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.screening.files import FileReader
-from anomalib_msacl.screening.output import Output
+from anomalib_msacl.screening.output import Output, written_paths
 from anomalib_msacl.screening.region import check_followed
 from anomalib_msacl.screening.runner import Maps, Screening, in_order
 from anomalib_msacl.screening.scorer import load_scorer
@@ -73,7 +73,7 @@ def run_screening(
     workers = cores if workers is None else workers
     if workers < 1:
         raise InputError(f"workers is {workers}: set it to 1 or more")
-    sources, others = find_sources(images, out)
+    sources, others = find_sources(images, written_paths(Path(out)))
     output = Output(Path(out))
     with output.locked():
         scorer = load_scorer(model, workers, cores, model_class, maps != "none")

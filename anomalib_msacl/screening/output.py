@@ -18,6 +18,11 @@ _LOCK = ".screening.lock"
 _NAME = 50  # characters of a file name that are kept
 
 
+def written_paths(folder: Path) -> tuple[Path, ...]:
+    """Return what a screening writes to an output folder, with the folder itself."""
+    return folder, folder / MAPS, folder / TABLE, folder / _LOCK
+
+
 class Output:
     """An output folder.
 

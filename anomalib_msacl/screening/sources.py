@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +26,14 @@ class Source:
     name: str
 
 
-def find_sources(images: Sequence[str | Path], leave_out: str | Path | None = None) -> tuple[list[Source], int]:
+def find_sources(images: Sequence[str | Path], leave_out: Collection[str | Path] = ()) -> tuple[list[Source], int]:
     """Return the files to screen, each once.
 
     Args:
         images: Files, which are taken whatever they are called, and folders, of which the images are taken: by the
             ends of their names, or because they begin as DICOM files do. Hidden files are not taken.
-        leave_out: A folder that nothing is taken from: the one that maps are written to.
+        leave_out: Files and folders below those folders that are neither taken nor counted, such as what a screening
+            writes. A folder that is named in ``images`` is taken all the same.
 
     Returns:
         The files, folder by folder in the order of their names, and the number of other files in the folders.
@@ -39,37 +41,60 @@ def find_sources(images: Sequence[str | Path], leave_out: str | Path | None = No
     Raises:
         InputError: If there is no such file or folder, a folder cannot be listed, or nothing is found.
     """
-    found: dict[Path, Source] = {}
-    others = 0
-    out = None if leave_out is None else Path(os.path.abspath(leave_out))  # noqa: PTH100
+    found: dict[Path, Source] = {}  # by their paths without links to folders
+    others: set[Path] = set()
+    left_out = {_real(path) for path in leave_out}
     for given in images:
         place = Path(os.path.abspath(given))  # noqa: PTH100  # resolve() would follow links set on purpose
         if not place.is_dir():
             if not os.path.lexists(place):
                 raise InputError(f"{given} is missing: name files or folders that exist")
-            found.setdefault(place, Source(place, place.name))
+            found.setdefault(_real(place.parent) / place.name, Source(place, place.name))
             continue
-        for path in _files_below(place, out):
+        for path, real in _files_below(place, left_out):
             if _is_taken(path, place):
-                found.setdefault(path, Source(path, str(path.relative_to(place))))
+                found.setdefault(real, Source(path, str(path.relative_to(place))))
             else:
-                others += 1
+                others.add(real)
     if not found:
         raise InputError(f"{', '.join(map(str, images))} has no images: name files, or folders with images")
-    return list(found.values()), others
+    return list(found.values()), len(others - found.keys())
 
 
-def _files_below(folder: Path, out: Path | None) -> Iterator[Path]:
-    """Yield all files in a folder and below it, in the order of their names; links to folders are not followed."""
+def _files_below(folder: Path, left_out: Collection[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yield all files in a folder and below it, in the order of their names, then those behind links to folders.
+
+    Args:
+        folder: The folder.
+        left_out: Paths of what is not taken, without links.
+
+    Yields:
+        Path of a file, and the same without links to folders.
+    """
 
     def fail(error: OSError) -> None:
         raise InputError(
             f"the folder '{error.filename}' cannot be listed ({error.strerror}): give this user the right to read it"
         ) from error
 
-    for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if Path(place, name) != out)
-        yield from (Path(place, name) for name in sorted(names))
+    waiting = deque([folder])
+    visited: set[Path] = set()  # links may lead in circles
+    while waiting:
+        for place, folders, names in os.walk(waiting.popleft(), onerror=fail):
+            real = _real(place)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            yield from ((Path(place, name), real / name) for name in sorted(names) if real / name not in left_out)
+            below = [path for path in sorted(Path(place, name) for name in folders) if _real(path) not in left_out]
+            waiting.extend(path for path in below if path.is_symlink())
+            folders[:] = [path.name for path in below if not path.is_symlink()]
+
+
+def _real(path: str | Path) -> Path:
+    """Return a path without links; Path.resolve fails at links that lead to themselves."""
+    return Path(os.path.realpath(path))
 
 
 def _is_taken(path: Path, folder: Path) -> bool:

@@ -243,7 +243,7 @@ def test_models_and_images_are_found_or_what_is_missing_is_told(trained: Trained
     (path, *_), others = find_sources([trained.root / "new", trained.root / "new/0", tmp_path])
     assert path == Source(trained.root / "new/0", "0")
     assert others == 2
-    inside = find_sources([trained.root], leave_out=trained.root / "new")[0]
+    inside = find_sources([trained.root], leave_out=[trained.root / "new"])[0]
     assert not [source for source in inside if source.path.parent.name == "new"]
 
 
