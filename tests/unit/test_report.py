@@ -97,7 +97,7 @@ def test_the_command_draws_the_lesions_of_a_configuration(name: str, folder: Pat
     config.write_text(re.sub(r"( +)max_steps: 40", r"\g<0>\n\1lesions: {families: [cutpaste]}", content))
     arms: dict[str, list[str]] = {
         "default": [],
-        "of the package": ["--config", name],
+        "package": ["--config", name],
         "mine": ["--config", str(config)],
     }
     found = {}
