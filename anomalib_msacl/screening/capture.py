@@ -59,9 +59,14 @@ def placed(heat_map: Array, size: tuple[int, int], region: Region = WHOLE) -> Ar
     return found
 
 
+def whole_pixels(side: int, low: Fraction, high: Fraction) -> range:
+    """Return the pixels of a side of an image that lie as a whole between two parts of it."""
+    return range(max(0, math.ceil(low * side)), min(side, math.floor(high * side)))
+
+
 def _covered(side: int, low: Fraction, high: Fraction, cells: int) -> tuple[range, float, float]:
     """Return the pixels of a side that lie between two parts of it, and where they begin and end in a map of cells."""
-    pixels = range(max(0, math.ceil(low * side)), min(side, math.floor(high * side)))
+    pixels = whole_pixels(side, low, high)
     ends = ((Fraction(end, side) - low) / (high - low) * cells for end in (pixels.start, pixels.stop))
     begin, end = map(float, ends)
     return pixels, begin, end

@@ -18,7 +18,14 @@ from anomalib_msacl.errors import InputError, first_line
 from anomalib_msacl.medical.dicom import read_dicom
 from anomalib_msacl.medical.image import Array
 from anomalib_msacl.medical.library import medical_library
-from anomalib_msacl.screening.capture import NOT_FOR_DIAGNOSIS, displayed, overlay, placed, with_legend
+from anomalib_msacl.screening.capture import (
+    NOT_FOR_DIAGNOSIS,
+    displayed,
+    overlay,
+    placed,
+    whole_pixels,
+    with_legend,
+)
 from anomalib_msacl.screening.region import WHOLE, Region
 
 MAKER = "anomalib-msacl"
@@ -43,7 +50,8 @@ def write_heat_map(
 ) -> None:
     """Write a heat map over its image as a DICOM secondary capture in the study of the image.
 
-    The pixels of the image keep their place; text and a colour scale stand below them. The maps of one series go into
+    The pixels of the image keep their place; text and a colour scale stand below them, and which part was examined where
+    that is not all of the image. The maps of one series go into
     one new series. The same map written twice has the same SOP Instance UID.
 
     Args:
@@ -71,7 +79,11 @@ def write_heat_map(
         raise InputError(f"{source} {error}; no heat map can be laid over it") from error
     size = (image.shape[0], image.shape[1])
     picture = overlay(image, placed(heat_map, size, region))
-    picture = with_legend(picture, [NOT_FOR_DIAGNOSIS, verdict, f"{MAKER} {version}"])
+    examined = _examined(size, region)
+    picture = with_legend(
+        picture, [NOT_FOR_DIAGNOSIS, verdict, *([examined] if examined else []), f"{MAKER} {version}"]
+    )
+    verdict = f"{verdict}; {examined}" if examined else verdict
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of highdicom, about names of patients, which it prints
@@ -81,6 +93,15 @@ def write_heat_map(
             f"{source} has an attribute of patient or study that DICOM forbids ({first_line(error)}): correct it"
         ) from error
     _save(capture, target)
+
+
+def _examined(size: tuple[int, int], region: Region) -> str:
+    """Say which part of an image the network saw, empty where that is all of it: no mark elsewhere means nothing."""
+    rows = whole_pixels(size[0], region.top, region.bottom)
+    columns = whole_pixels(size[1], region.left, region.right)
+    if (len(rows), len(columns)) == size:
+        return ""
+    return f"examined only: rows {rows.start + 1}-{rows.stop}, columns {columns.start + 1}-{columns.stop}"
 
 
 def _check_map(heat_map: Array, source: Path) -> None:

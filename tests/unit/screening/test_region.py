@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,11 @@ def test_a_spot_is_marked_where_it_is_and_nothing_else(
     assert (rows.min() + rows.max()) / 2 == pytest.approx(centre[0], abs=1.5)
     assert (columns.min() + columns.max()) / 2 == pytest.approx(centre[1], abs=1.5)
     assert max(np.ptp(rows), np.ptp(columns)) < 26
+    if ending == ".dcm":  # the object says which part was examined
+        told = re.search(r"examined only: rows (.+)-(.+), columns (.+)-(.+)", pydicom.dcmread(written).ImageComments)
+        rows, columns = np.nonzero(placed(np.ones((2, 2), np.float32), size, seen_region(names(steps), *size)))
+        bounds = [rows.min() + 1, rows.max() + 1, columns.min() + 1, columns.max() + 1]
+        assert [int(bound) for bound in told.groups()] == bounds if told else bounds == [1, size[0], 1, size[1]]
 
 
 def test_a_map_marks_nothing_outside_of_its_region() -> None:
