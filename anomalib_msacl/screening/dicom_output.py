@@ -50,9 +50,8 @@ def write_heat_map(
 ) -> None:
     """Write a heat map over its image as a DICOM secondary capture in the study of the image.
 
-    The pixels of the image keep their place; text and a colour scale stand below them, and which part was examined where
-    that is not all of the image. The maps of one series go into
-    one new series. The same map written twice has the same SOP Instance UID.
+    The pixels of the image keep their place; text and a colour scale stand below them, and which part was examined
+    where that is not all of the image. The maps of one series go into one new series. The same map written twice has the same SOP Instance UID.
 
     Args:
         source: The DICOM file that the map was made of.
@@ -80,9 +79,8 @@ def write_heat_map(
     size = (image.shape[0], image.shape[1])
     picture = overlay(image, placed(heat_map, size, region))
     examined = _examined(size, region)
-    picture = with_legend(
-        picture, [NOT_FOR_DIAGNOSIS, verdict, *([examined] if examined else []), f"{MAKER} {version}"]
-    )
+    lines = [NOT_FOR_DIAGNOSIS, verdict, examined, f"{MAKER} {version}"]
+    picture = with_legend(picture, [line for line in lines if line])
     verdict = f"{verdict}; {examined}" if examined else verdict
     try:
         with warnings.catch_warnings():
