@@ -51,7 +51,8 @@ def write_heat_map(
     """Write a heat map over its image as a DICOM secondary capture in the study of the image.
 
     The pixels of the image keep their place; text and a colour scale stand below them, and which part was examined
-    where that is not all of the image. The maps of one series go into one new series. The same map written twice has the same SOP Instance UID.
+    where that is not all of the image. The maps of one series go into one new series. The same map written twice has
+    the same SOP Instance UID.
 
     Args:
         source: The DICOM file that the map was made of.
