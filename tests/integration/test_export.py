@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import pytest
 import torch
 from anomalib import models
 from anomalib.data.utils import read_image
-from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer
 from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
@@ -315,49 +313,6 @@ def test_a_compressed_network_of_fixed_size_keeps_it(tmp_path: Path) -> None:
     example("compress.py", tmp_path / "fixed.xml", tmp_path / "small" / "model.xml")
     found = openvino.Core().read_model(tmp_path / "small" / "model.xml")
     assert list(found.input(0).shape) == [1, 3, 8, 8]
-
-
-def test_msacl_itself_exports_to_openvino(
-    make_msacl: Callable[..., Any],
-    make_engine: Callable[..., Any],
-    phantom_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)  # OpenVINO leaves a cache in the working folder
-    msacl, engine = make_msacl(), make_engine()
-    engine.fit(msacl, datamodule=phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.2, seed=0))
-    paths = sorted(next(phantom_root.glob("fundus*")).glob("test/*/*.png"))
-    with torch.inference_mode():
-        here = [msacl.eval()(read_image(path, as_tensor=True)[None]) for path in paths]
-    assert len({round(batch.pred_score.item(), 4) for batch in here}) > 4
-    # An OpenVINO export begins by tracing the network, which takes most of the time.
-    traced = engine.export(msacl, ExportType.ONNX, export_root=tmp_path, ckpt_path=engine.best_model_path)
-    monkeypatch.setattr(type(msacl), "to_onnx", lambda *_, **__: traced)
-    files: dict[str, Path] = {}
-    for kind, compression in (("f32", None), ("f16", CompressionType.FP16), ("u8", CompressionType.INT8)):
-        files[kind] = engine.export(
-            msacl,
-            ExportType.OPENVINO,
-            export_root=tmp_path / kind,
-            compression_type=compression,
-            ckpt_path=engine.best_model_path,
-        )
-    inferencer = OpenVINOInferencer(files["f32"], device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-    for image, expected in zip(paths, here, strict=True):
-        found = inferencer.predict(image)
-        assert found.pred_score.item() == pytest.approx(expected.pred_score.item(), abs=2e-3)
-        assert abs(found.anomaly_map - expected.anomaly_map.numpy()).max() < 2e-3
-    exact = stored(files["f32"])
-    weights = {place for place, item in exact.items() if item.operation in WEIGHTED}
-    assert len(weights) > 5
-    for kind in ("f16", "u8"):
-        rounded = stored(files[kind])
-        assert {rounded[place].kind for place in weights} == {kind}
-        for place in weights:
-            check_rounding(exact[place], rounded[place])
-        inferencer = OpenVINOInferencer(files[kind], device="CPU", config={"INFERENCE_PRECISION_HINT": "f32"})
-        assert all(0 <= inferencer.predict(path).pred_score.item() <= 1 for path in paths)
 
 
 def test_patchflow_comes_back_as_it_was_when_its_size_is_given_again(tmp_path: Path) -> None:
