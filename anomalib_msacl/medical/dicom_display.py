@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from anomalib_msacl.medical.image import Array, RawImage
-from anomalib_msacl.medical.window import Window
+from anomalib_msacl.medical.window import ALL_OF_8_BITS, Window
 
 _FAR = 1e12  # beyond any stored value: a window maps it to an end of its output range
 
@@ -48,7 +48,7 @@ def grey_image(stored: Array, dataset: Any, pixels: Any) -> RawImage:
         kind="dicom",
         range=(span[0], span[-1]) if span else None,
         shown=shown,
-        window=window or ("all of 8 bits" if int(dataset.BitsStored) <= 8 else ""),
+        window=window or (ALL_OF_8_BITS if int(dataset.BitsStored) <= 8 else ""),
         inverse=inverse,
         padding=padding,
     )

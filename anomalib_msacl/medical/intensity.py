@@ -10,7 +10,7 @@ import numpy as np
 from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.image import Array, RawImage
-from anomalib_msacl.medical.window import Window
+from anomalib_msacl.medical.window import ALL_OF_8_BITS, Window
 
 _WHOLE = (0.1, 99.9)  # percentiles of `auto`, where nothing else says what is black and what is white
 _DEPTHS = (8, 10, 12, 14, 16, 32)
@@ -201,7 +201,7 @@ class Intensity:
         if not len(sample.levels):
             return False
         if self.replaces_window(sample):
-            window = Window.named(self.common_window)
+            window = self._common()
             return window is not None and bool(np.ptp(window.shown(np.array([sample.lowest, sample.highest]))) == 0)
         if self.own_window and sample.kind == "dicom" and sample.window:
             return sample.shows_nothing
@@ -209,20 +209,28 @@ class Intensity:
             return sample.highest <= self.window[0] or sample.lowest >= self.window[1]
         return self.rule == "auto" and sample.deep and self.depth is not None and sample.lowest >= 2**self.depth - 1
 
+    def _common(self) -> Window | None:
+        """Return the common window; None where there is none, or it is a table."""
+        if self.common_window == ALL_OF_8_BITS:
+            return Window(127.5, 255, "LINEAR_EXACT")  # from 0 to 255
+        return Window.named(self.common_window)
+
     def _is_other(self, window: str) -> bool:
         """Say whether there is a common window, and a DICOM file has another, or none."""
-        common = Window.named(self.common_window)
+        common = self._common()
         return window != self.common_window != "" and (common is None or common != Window.named(window))
 
     def _no_common_window(self, image: RawImage | Sample) -> str:
         """Say why a DICOM file of another window cannot be shown by the common one; empty where it can."""
-        if Window.named(self.common_window) is None:  # a table, which is known by its digest alone
+        if self._common() is None:  # a table, which is known by its digest alone
             return f"has another window than the DICOM files of the training ({self.common_window}), or none"
+        if self.common_window == ALL_OF_8_BITS and image.range not in {None, (0, 255)}:
+            return "has no 8 bits, as all DICOM files of the training, which name no window, have"
         return "" if image.range else _unlike(image)
 
     def _by_common_window(self, image: RawImage) -> Array:
         """Show a DICOM file of another window, or of none, as if it named the common one."""
-        window = Window.named(self.common_window)
+        window = self._common()
         reason = self._no_common_window(image)
         if window is None or reason:
             raise UnreadableError(reason)

@@ -10,6 +10,7 @@ from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.intensity import Intensity
 from anomalib_msacl.medical.reader import ImageReader
 from anomalib_msacl.medical.slices import Slices
+from anomalib_msacl.medical.window import Window
 
 READING = "anomalib_msacl_reading"
 """Key of these data in the state of a datamodule, which Lightning keeps in its checkpoints."""
@@ -46,7 +47,9 @@ class Reading:
             reader = dict(content["reader"])
             rule = dict(reader.pop("intensity"))
             pairs = {name: None if rule[name] is None else _pair(rule[name]) for name in _PAIRS}
-            intensity = _of(Intensity, {**rule, **pairs})
+            # earlier versions spelt windows as the files did
+            common = str(Window.named(rule["common_window"]) or rule["common_window"])
+            intensity = _of(Intensity, {**rule, **pairs, "common_window": common})
             slices = _of(Slices, reader.pop("slices"))
             whole = _of(ImageReader, {**reader, "intensity": intensity, "slices": slices})
             found: Reading = _of(cls, {**content, "reader": whole})
@@ -56,6 +59,12 @@ class Reading:
                 "checkpoint again"
             ) from error
         return found
+
+
+def reading_in(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return these data out of a checkpoint of Lightning; None where it has none."""
+    states = (state for state in checkpoint.values() if isinstance(state, Mapping))
+    return next((state[READING] for state in states if READING in state), None)
 
 
 def _pair(values: Any) -> tuple[float, float]:

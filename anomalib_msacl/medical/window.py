@@ -9,6 +9,9 @@ import numpy as np
 
 from anomalib_msacl.medical.image import Array
 
+ALL_OF_8_BITS = "all of 8 bits"
+"""Name of what shows DICOM files of 8 bits that have no window."""
+
 # Earlier checkpoints name all windows of a file, as in "[40, 600] / [400, 1500] LINEAR"; the first is what is shown.
 _NAME = re.compile(r"\[?([^][, ]+)[^/]* / \[?([^][, ]+).* (LINEAR|LINEAR_EXACT|SIGMOID)")
 

@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 import lightning
 import torch
+from anomalib.callbacks import TilerConfigurationCallback
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
 from torch import Tensor
 from torchvision.transforms.v2 import Normalize
@@ -36,7 +38,8 @@ _TRAINING, _TEST = 100, 200  # images of the feature space, at most
 # What goes wrong where images or weights of a run are not there any more, whoever notices it.
 _ABSENT = (OSError, RuntimeError, ValueError, KeyError, AttributeError)
 # Callbacks of a run that decide how its detector is fitted.
-_FITTING = (MedMixValidation, NormalsThreshold, EarlyStopping, StochasticWeightAveraging, GradientAccumulationScheduler)
+_FITTING: tuple[type[Callback], ...] = (MedMixValidation, NormalsThreshold, TilerConfigurationCallback)
+_FITTING += (EarlyStopping, StochasticWeightAveraging, GradientAccumulationScheduler)
 Found = TypeVar("Found")
 
 

@@ -254,7 +254,8 @@ def _bundle(content: dict[str, Any]) -> Bundle:
         raise TypeError(f"{', '.join(sorted(odd))} missing or not known")
     calibration = content["calibration"]
     if calibration is not None:
-        known = {"scores": tuple(float(score) for score in calibration["scores"]), "unit": recorded_unit(calibration)}
+        unit = recorded_unit(calibration, content["reading"])
+        known = {"scores": tuple(float(score) for score in calibration["scores"]), "unit": unit}
         others = {name: value for name, value in calibration.items() if name != "patients"}  # of earlier versions
         calibration = Calibration(**{**others, **known})
     parts = {

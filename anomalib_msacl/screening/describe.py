@@ -19,7 +19,7 @@ from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.compat import is_attached
 from anomalib_msacl.data.units import recorded_unit
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.medical.reading import READING
+from anomalib_msacl.medical.reading import READING, reading_in
 from anomalib_msacl.screening.bundle import Bundle, Calibration, Limits
 from anomalib_msacl.thresholds.callback import PROMISE, SCORES, NormalsThreshold, promise_record
 from anomalib_msacl.transfer import find_backbone
@@ -44,9 +44,7 @@ class Record:
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> Record:
         """Take the record out of a checkpoint of Lightning."""
-        states = [state for state in checkpoint.values() if isinstance(state, Mapping)]
-        reading = next((state[READING] for state in states if READING in state), None)
-        return cls(reading, checkpoint.get(SCORES, {}), checkpoint.get(PROMISE, {}))
+        return cls(reading_in(checkpoint), checkpoint.get(SCORES, {}), checkpoint.get(PROMISE, {}))
 
     @classmethod
     def of_trainer(cls, model: LightningModule) -> Record:
@@ -78,7 +76,7 @@ def describe(model: AnomalibModule, record: Record) -> Bundle:
     if record.scores.get("image"):
         promise = record.promise
         scores = tuple(sorted(record.scores["image"]))
-        calibration = Calibration(scores, recorded_unit(promise), float(promise.get("level", 0.01)))
+        calibration = Calibration(scores, recorded_unit(promise, record.reading), float(promise.get("level", 0.01)))
     return Bundle(
         model=f"{type(model).__module__}.{type(model).__qualname__}",
         backbone=name,

@@ -87,9 +87,8 @@ class FileReader:
                 raise UnreadableError(reason)
             pixels = reader.rendered(image)
         if np.ptp(pixels) == 0:
-            raise UnreadableError(
-                "has no values inside the window of the training, by which it is of one value throughout"
-            )
+            whose = "its own window" if reader.intensity.rule == "dicom" else "the window of the training"
+            raise UnreadableError(f"has no values inside {whose}, by which it is of one value throughout")
         if self.known and reader.intensity.replaces_window(sample):
             with self._lock:
                 self._other_windows += 1

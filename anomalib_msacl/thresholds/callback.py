@@ -18,6 +18,7 @@ from anomalib_msacl.data.samples import patients_of
 from anomalib_msacl.data.units import Unit, recorded_unit
 from anomalib_msacl.data.validation import MedMixValidation
 from anomalib_msacl.errors import InputError, show_in_one_line
+from anomalib_msacl.medical.reading import reading_in
 from anomalib_msacl.metrics import patients_by_batch
 from anomalib_msacl.thresholds.conformal import conformal_rank, images_needed, shift
 from anomalib_msacl.thresholds.folds import scores_of_folds
@@ -205,7 +206,7 @@ class NormalsThreshold(Callback):
         """Take over the scores that the thresholds of a checkpoint come from."""
         del trainer, pl_module
         self.calibration = {kind: list(scores) for kind, scores in checkpoint.get(SCORES, {}).items()}
-        self.unit = recorded_unit(checkpoint.get(PROMISE, {}))
+        self.unit = recorded_unit(checkpoint.get(PROMISE, {}), reading_in(checkpoint))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the thresholds where neither a validation nor a checkpoint has."""

@@ -16,6 +16,7 @@ from anomalib_msacl.data import ImageReader, MedicalFolder
 from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.medical.dicom import read_dicom
 from anomalib_msacl.medical.intensity import Intensity, Sample
+from anomalib_msacl.medical.reading import Reading
 from anomalib_msacl.medical.window import Window
 from anomalib_msacl.screening.files import FileReader
 from tests.medical_files import tissue, write_dicom, write_nifti
@@ -155,8 +156,31 @@ def test_what_cannot_take_the_place_of_another_window_is_refused(tmp_path, tags,
     (tmp_path / "new/same.dcm").unlink()
     path = write_dicom(tmp_path / "new/other.dcm", tissue(7), **OTHER)
     refusal(tmp_path, path)
-    with pytest.raises(UnreadableError, match="has another window than the DICOM files of the training"):
+    told = "has another window than the DICOM files of the training" if tags else "has no 8 bits, as all DICOM files"
+    with pytest.raises(UnreadableError, match=told):
         fitted(*(tmp_path / "good").iterdir()).read(path)
+
+
+@pytest.mark.parametrize(
+    "tags", [{}, {"WindowCenter": 128, "WindowWidth": 256}, {"WindowCenter": 90, "WindowWidth": 9}]
+)
+def test_eight_bits_without_a_window_are_shown_from_0_to_255_whatever_others_name(tmp_path, tags):
+    for index in range(3):
+        write_dicom(tmp_path / f"good/{index}.dcm", (tissue(index) // 8).astype(np.uint8), bits=8)
+    pixels = (tissue(7) // 8).astype(np.uint8)
+    path = write_dicom(tmp_path / "new/other.dcm", pixels, bits=8, **tags)
+    folder(tmp_path)
+    shown = fitted(*sorted((tmp_path / "good").iterdir())).read(path)[0]
+    np.testing.assert_allclose(np.asarray(shown), pixels / 255, atol=1e-6)
+
+
+def test_windows_of_earlier_checkpoints_are_those_of_now(tmp_path):
+    write_training(tmp_path, **COMMON)
+    now = Reading(fitted(*sorted((tmp_path / "good").iterdir())))
+    for name in ("1200.0 / 600.0 LINEAR", "[1200, 40] / [600, 400] LINEAR"):
+        old = now.as_dict()
+        old["reader"]["intensity"]["common_window"] = name
+        assert Reading.from_dict(old) == now
 
 
 def test_values_beyond_the_window_of_the_training_are_told(tmp_path, caplog):

@@ -18,6 +18,7 @@ from anomalib.models import Patchcore
 
 from anomalib_msacl import InputError
 from anomalib_msacl.cli import main
+from anomalib_msacl.data.units import recorded_unit
 from anomalib_msacl.medical import ImageReader, Slices
 from anomalib_msacl.medical.intensity import Intensity
 from anomalib_msacl.medical.reading import Reading
@@ -193,3 +194,18 @@ def test_another_reading_than_that_of_the_checkpoint_is_told(
 def test_a_reading_of_another_version_is_told() -> None:
     with pytest.raises(InputError, match="is not of this version"):
         Reading.from_dict({"reader": 3})
+
+
+@pytest.mark.parametrize(
+    ("reading", "unit"),
+    [
+        (None, "patient"),
+        ({"patient_pattern": None, "patient_tag": "PatientID"}, "patient"),
+        ({"patient_pattern": "^(.)", "patient_tag": None}, "patient"),
+        ({"patient_pattern": None, "patient_tag": None}, "file"),  # which earlier versions called patients
+    ],
+)
+def test_who_counted_in_earlier_versions_follows_from_the_rule_for_patients(reading: Any, unit: str) -> None:
+    assert recorded_unit({"patients": True}, reading) == unit
+    assert recorded_unit({"patients": False}, reading) == "image"
+    assert recorded_unit({"unit": "patient", "patients": False}, reading) == "patient"
