@@ -98,9 +98,8 @@ def _areas(truth: NDArray[np.int64], scores: ArrayLike, draws: NDArray[np.int64]
     """
     values = np.asarray(scores, float)
     normal, abnormal = draws[:, truth == 0], draws[:, truth == 1]
-    won = (
-        np.sign(values[truth == 1][:, None] - values[truth == 0]) / 2 + 0.5
-    )  # 1: the abnormal one is higher; .5: a tie
+    # 1 where the abnormal image scores higher, .5 for a tie
+    won = np.sign(values[truth == 1][:, None] - values[truth == 0]) / 2 + 0.5
     pairs = normal.sum(axis=1) * abnormal.sum(axis=1)
     with np.errstate(invalid="ignore"):
         areas: Floats = ((abnormal @ won) * normal).sum(axis=1) / pairs

@@ -217,8 +217,10 @@ class Intensity:
 
     def _is_other(self, window: str) -> bool:
         """Say whether there is a common window, and a DICOM file has another, or none."""
+        if self.common_window in ("", window):
+            return False
         common = self._common()
-        return window != self.common_window != "" and (common is None or common != Window.named(window))
+        return common is None or common != Window.named(window)
 
     def _no_common_window(self, image: RawImage | Sample) -> str:
         """Say why a DICOM file of another window cannot be shown by the common one; empty where it can."""

@@ -132,7 +132,7 @@ def _after(found: Findings, model: AnomalibModule, data: AnomalibDataModule | No
     if checkpoint is None:
         found.missing["scores"] = "The run has no checkpoint in weights/lightning, so nothing can be scored."
     elif data is not None:
-        with quiet_engine(**{**found.run.config.training(), "limit_val_batches": 1.0}) as engine:
+        with quiet_engine(limit_val_batches=1.0, **found.run.config.training()) as engine:
             found.after = found.attempt(
                 "scores", "The test images could not be scored", lambda: predict(engine, model, data, str(checkpoint))
             )
@@ -200,7 +200,6 @@ def _before(run: Run, callback: MsaclPretraining) -> Outcome | None:
     others = [each for each in run.config.callbacks() if isinstance(each, _FITTING)]
     with tempfile.TemporaryDirectory() as work:
         plain = MsaclPretraining(callback.weights, untouched_recipe(callback.recipe), work)
-        options = {**run.config.training(), "limit_val_batches": 1.0}
-        with quiet_engine(**options, callbacks=[*others, plain]) as engine:
+        with quiet_engine(limit_val_batches=1.0, **run.config.training(), callbacks=[*others, plain]) as engine:
             engine.fit(model, datamodule=data)
             return predict(engine, model, data)

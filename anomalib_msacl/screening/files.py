@@ -80,9 +80,9 @@ class FileReader:
         with plain_words():
             image = reader.decoded(path, frame or 0)
             check_finite(image.values)
-            if np.ptp(image.values) == 0:
-                raise UnreadableError("is of one value throughout, as black images are")
             sample = Sample.of(image)
+            if sample.lowest == sample.highest:
+                raise UnreadableError("is of one value throughout, as black images are")
             if reason := self._unknown(image, sample):
                 raise UnreadableError(reason)
             pixels = reader.rendered(image)
