@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import Compose, Resize, Transform
+from torchvision.transforms.v2 import CenterCrop, Compose, Resize, Transform
 
 from anomalib_msacl.compat import exporting_with, without_antialiasing
 from anomalib_msacl.errors import InputError
@@ -66,8 +66,9 @@ def exportable(transform: Transform) -> Transform:
         transform: For example the transform of a ``PreProcessor``.
 
     Returns:
-        The copy, in which each antialiased ``Resize`` is an :class:`AntialiasedResize`; the rest is as anomalib
-        exports it.
+        The copy, in which each antialiased ``Resize`` is an :class:`AntialiasedResize`, together with a ``CenterCrop``
+        behind it where it keeps the shape of the image: torch exports most networks for images of a known size only.
+        The rest is as anomalib exports it.
 
     Raises:
         InputError: If a ``Resize`` cannot be exported as it is.
@@ -79,7 +80,14 @@ def exportable(transform: Transform) -> Transform:
 def _replaced(transform: Transform) -> Transform:
     """Replace every antialiased ``Resize``, in place where it is part of a ``Compose``."""
     if isinstance(transform, Compose):
-        transform.transforms = [_replaced(step) for step in transform.transforms]
+        steps: list[Transform] = []
+        for step in map(_replaced, transform.transforms):
+            resize = steps[-1] if steps else None
+            if isinstance(resize, AntialiasedResize) and isinstance(step, CenterCrop) and resize.can_crop(step.size):
+                steps[-1] = AntialiasedResize(resize.size, resize.cubic, step.size)
+            else:
+                steps.append(step)
+        transform.transforms = steps
     elif isinstance(transform, Resize) and transform.antialias:
         if transform.max_size is not None:
             raise InputError(f"{transform} cannot be exported with antialiasing; give size alone, without max_size.")
@@ -94,23 +102,43 @@ class AntialiasedResize(Transform):  # type: ignore[misc]  # torchvision has no 
     Args:
         size: Height and width in pixels; one number is the shorter side, and the other keeps the shape of the image.
         cubic: Bicubic interpolation, not bilinear.
+        crop: Height and width of the part in the middle, the one of torchvision's ``CenterCrop``, which alone is
+            computed; all of it if None.
 
     Raises:
-        InputError: If there are more than two numbers, or one is not positive.
+        InputError: If there are more than two numbers, one is not positive, or the part is larger than the whole.
 
     Example:
         >>> AntialiasedResize([4, 6])(torch.rand(2, 3, 9, 8)).shape
         torch.Size([2, 3, 4, 6])
         >>> AntialiasedResize(4)(torch.rand(2, 3, 9, 8)).shape
         torch.Size([2, 3, 4, 4])
+        >>> AntialiasedResize(4, crop=(3, 2))(torch.rand(2, 3, 9, 8)).shape
+        torch.Size([2, 3, 3, 2])
     """
 
-    def __init__(self, size: int | Sequence[int], cubic: bool = False) -> None:
+    def __init__(self, size: int | Sequence[int], cubic: bool = False, crop: Sequence[int] | None = None) -> None:
         super().__init__()
         self.cubic = cubic
         self.size = (size,) if isinstance(size, int) else tuple(size)
         if len(self.size) not in {1, 2} or min(self.size) < 1:
             raise InputError(f"size is {size}; give height and width, or the shorter side, in pixels.")
+        self.crop = None if crop is None else tuple(crop)
+        if self.crop is not None and not self._holds(self.crop):
+            raise InputError(f"crop is {crop}, and size {size}; give a height and a width within it, in pixels.")
+
+    def _holds(self, crop: Sequence[int]) -> bool:
+        """Say whether a part lies within the resized image, whatever the shape of the image."""
+        sides = self.size if len(self.size) == 2 else self.size * 2
+        return len(crop) == 2 and all(1 <= part <= side for part, side in zip(crop, sides, strict=True))
+
+    def can_crop(self, crop: Sequence[int]) -> bool:
+        """Say whether a crop behind this step can be a part of it, and whether the size is known only then.
+
+        Args:
+            crop: Height and width in pixels.
+        """
+        return len(self.size) == 1 and self.crop is None and self._holds(crop)
 
     def forward(self, image: Tensor) -> Tensor:
         """Resize images.
@@ -121,10 +149,11 @@ class AntialiasedResize(Transform):  # type: ignore[misc]  # torchvision has no 
         Returns:
             The images, of shape (..., h, w) and the same type.
         """
-        height, width = image.shape[-2:]
-        new_height, new_width = self.size if len(self.size) == 2 else self._by_shorter_side(height, width)
+        sides = image.shape[-2:]
+        resized = self.size if len(self.size) == 2 else self._by_shorter_side(*sides)
         down, across = (
-            resize_weights(old, new, self.cubic).to(image) for old, new in ((height, new_height), (width, new_width))
+            resize_weights(old, new, self.cubic, part).to(image)
+            for old, new, part in zip(sides, resized, self.crop or (None, None), strict=True)
         )
         return down @ image @ across.T
 
@@ -135,10 +164,11 @@ class AntialiasedResize(Transform):  # type: ignore[misc]  # torchvision has no 
 
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""
-        return f"size={list(self.size)}, cubic={self.cubic}"
+        crop = f", crop={list(self.crop)}" if self.crop else ""
+        return f"size={list(self.size)}, cubic={self.cubic}{crop}"
 
 
-def resize_weights(old: int, new: int, cubic: bool = False) -> Tensor:
+def resize_weights(old: int, new: int, cubic: bool = False, crop: int | None = None) -> Tensor:
     """Return the weights of antialiased interpolation along one side.
 
     A new pixel is the mean of the old ones, weighted by their distance to its centre, in old pixels or in new ones,
@@ -149,16 +179,17 @@ def resize_weights(old: int, new: int, cubic: bool = False) -> Tensor:
         old: Pixels of the old side.
         new: Pixels of the new side.
         cubic: Cubic, not linear.
+        crop: So many of the new pixels, from the middle; all of them if None.
 
     Returns:
-        Weights of shape (new, old), whose rows add up to 1.
+        Weights of shape (new, old) or (crop, old), whose rows add up to 1.
 
     Example:
         >>> resize_weights(4, 2)
         tensor([[0.4286, 0.4286, 0.1429, 0.0000],
                 [0.0000, 0.1429, 0.4286, 0.4286]])
     """
-    there = torch.arange(new)[:, None]
+    there = torch.arange(new)[:, None] if crop is None else torch.arange(crop)[:, None] + _first(new - crop)
     units = ((2 * torch.arange(old) + 1) * new - (2 * there + 1) * old).abs()  # of half an old pixel over `new`
     pixel: Any = 2 * torch.sym_max(old, new)
     limited = units.clamp(max=2 * pixel).float()  # for runtimes of half precision
@@ -169,3 +200,9 @@ def resize_weights(old: int, new: int, cubic: bool = False) -> Tensor:
     else:
         weights = (1 - x).clamp(min=0)
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _first(cut: int) -> int:
+    """Return how many of the pixels that a crop cuts off come before it: half of them, rounded as Python does."""
+    half = cut // 2
+    return half + (cut % 2) * (half % 2)  # `round` cannot be exported

@@ -16,6 +16,7 @@ from anomalib_msacl.errors import InputError
 
 _STEP = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
 _SIZE = re.compile(r"\bsize=[\[(](\d+)(?:, (\d+))?,?[\])]")
+_CROP = re.compile(r"\bcrop=\[(\d+), (\d+)\]")  # of our own AntialiasedResize
 _LONGEST = re.compile(r"\bmax_size=\d")
 # Steps that change values and move no pixel, by torchvision's names. Any other step may move some.
 _STILL = {
@@ -132,18 +133,22 @@ def _mover(step: str) -> Callable[[_Axes], None] | None:
         return None
     size = [int(side) for side in given.groups() if side]
     if name in {"Resize", "AntialiasedResize"} and not _LONGEST.search(settings):
-        return lambda axes: _resize(axes, size)
+        cropped = _CROP.search(settings)
+        crop = [int(side) for side in cropped.groups()] if cropped else None
+        return lambda axes: _resize(axes, size, crop)
     if name in {"CenterCrop", "ExportableCenterCrop"} and len(size) == 2:  # the second is anomalib's
         return lambda axes: _crop(axes, size)
     return None
 
 
-def _resize(axes: _Axes, size: Sequence[int]) -> None:
-    """Resize as torchvision does: to height and width, or to a shorter side with the shape of the image."""
+def _resize(axes: _Axes, size: Sequence[int], crop: Sequence[int] | None) -> None:
+    """Resize as torchvision does, to height and width or to a shorter side with the shape of the image, and crop it."""
     shorter = min(axis.length for axis in axes)
     sides = size if len(size) == 2 else [size[0] * axis.length // shorter for axis in axes]
     for axis, new in zip(axes, sides, strict=True):
         axis.stretch(new)
+    if crop:
+        _crop(axes, crop)
 
 
 def _crop(axes: _Axes, size: Sequence[int]) -> None:

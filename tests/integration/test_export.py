@@ -22,7 +22,7 @@ from anomalib.engine import Engine
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Trainer
 from PIL import Image
-from torchvision.transforms.v2 import Compose, Normalize, Resize
+from torchvision.transforms.v2 import CenterCrop, Compose, Normalize, Resize, Transform
 
 from anomalib_msacl import MsaclPretraining
 from anomalib_msacl.cli import main
@@ -121,15 +121,17 @@ for checkpoint in sorted(work.glob("*.ckpt")):
 """
 
 
+def pre_processor(*sizes: Transform) -> PreProcessor:
+    return PreProcessor(Compose([*sizes, Normalize([0.5] * 3, [0.5] * 3)]))
+
+
 def fit(name: str, work: Path, root: Path, weights: str, steps: int, **options: Any) -> Path:
     """Fit a model on MSACL weights, keep its checkpoint in ``work`` and return the folder of the weights."""
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002  # the coreset of PatchCore draws its projection from it, by scikit-learn
-    transform = Compose([Resize((64, 64), antialias=True), Normalize([0.5] * 3, [0.5] * 3)])
-    settings = {"backbone": "test_resnet", **MODELS[name], **options}
-    model = getattr(models, name)(
-        pre_trained=False, pre_processor=PreProcessor(transform), visualizer=False, **settings
-    )
+    settings = {"backbone": "test_resnet", "pre_processor": pre_processor(Resize((64, 64)))}
+    settings |= {**MODELS[name], **options}
+    model = getattr(models, name)(pre_trained=False, visualizer=False, **settings)
     # Scaled channels of random weights lose still more to 8 bits, which says nothing about real ones.
     recipe = make_recipe(max_steps=steps, batch_size=4, accumulate=1, evaluations=0, centre_images=4, whitening=0)
     callback = MsaclPretraining(weights, recipe, work / "msacl")
@@ -240,7 +242,8 @@ def test_deployment_page_works_as_written(
     page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     # Weights of ImageNet: what a network of random ones makes of a lesion, eight bits may undo.
-    options = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"]}
+    options: dict[str, Any] = {"backbone": "tf_efficientnet_lite0", "layers": ["blocks.2", "blocks.4"]}
+    options["pre_processor"] = pre_processor(Resize(64), CenterCrop(64))  # as many configurations for ImageNet have it
     fit("Patchcore", tmp_path, phantom_root, "offline", 0, **options)
     (tmp_path / "Patchcore.ckpt").rename(tmp_path / "model.ckpt")
     source, images = next(phantom_root.glob("fundus*")), tmp_path / "images"

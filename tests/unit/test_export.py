@@ -35,6 +35,15 @@ def test_resizing_is_torchvisions(size: int | list[int], sides: tuple[int, int],
     torch.testing.assert_close(AntialiasedResize(size, cubic)(images.double()), exact, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("cubic", MODES)
+@pytest.mark.parametrize("crop", [(24, 24), (1, 24), (17, 8)])
+@pytest.mark.parametrize("sides", [*SIDES, (201, 224), (65, 60)])
+def test_a_crop_is_the_part_that_torchvision_leaves(sides: tuple[int, int], crop: tuple[int, int], cubic: bool) -> None:
+    images = torch.rand(2, 3, *sides, generator=torch.Generator().manual_seed(0)).double()
+    expected = Compose([Resize(24, MODES[cubic]), CenterCrop(crop)])(images)
+    torch.testing.assert_close(AntialiasedResize(24, cubic, crop)(images), expected, rtol=0, atol=1e-6)
+
+
 def test_an_image_of_the_wanted_size_stays_as_it_is() -> None:
     image = torch.rand(3, 48, 32)
     assert all(torch.equal(AntialiasedResize([48, 32], cubic)(image), image) for cubic in MODES)
@@ -54,9 +63,18 @@ def test_sizes_that_are_none_are_refused(size: Any) -> None:
         AntialiasedResize(size)
 
 
-@pytest.mark.parametrize(("size", "cubic"), [([48, 32], True), (24, False)])
-def test_openvino_resizes_as_torchvision(size: int | list[int], cubic: bool, tmp_path: Path) -> None:
-    resize = AntialiasedResize(size, cubic).eval()
+@pytest.mark.parametrize(("size", "crop"), [(8, (9, 8)), ([8, 6], (8, 7)), (8, (0, 8)), (8, (8,))])
+def test_a_part_that_is_larger_than_the_whole_is_refused(size: Any, crop: Any) -> None:
+    with pytest.raises(InputError, match="within it"):
+        AntialiasedResize(size, crop=crop)
+
+
+@pytest.mark.parametrize(("size", "crop", "cubic"), [([48, 32], None, True), (24, None, False), (24, (17, 24), False)])
+def test_openvino_resizes_as_torchvision(
+    size: int | list[int], crop: tuple[int, int] | None, cubic: bool, tmp_path: Path
+) -> None:
+    resize = AntialiasedResize(size, cubic, crop).eval()
+    plain = Compose([Resize(size, MODES[cubic]), *([CenterCrop(crop)] if crop else [])])
     dimensions = {axis: torch.export.Dim(name) for axis, name in {0: "batch", 2: "height", 3: "width"}.items()}
     torch.onnx.export(
         resize,
@@ -71,7 +89,7 @@ def test_openvino_resizes_as_torchvision(size: int | list[int], cubic: bool, tmp
         run = openvino.Core().compile_model(tmp_path / file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         for sides in SIDES:
             images = torch.rand(1, 3, *sides)
-            expected = Resize(size, MODES[cubic], antialias=True)(images).numpy()
+            expected = plain(images).numpy()
             np.testing.assert_allclose(run(images.numpy())[0], expected, rtol=0, atol=5e-5)
 
 
@@ -92,6 +110,16 @@ def test_only_antialiased_resizing_is_replaced() -> None:
     assert isinstance(exportable(Resize(8)), AntialiasedResize)
     with pytest.raises(InputError, match="max_size"):
         exportable(Resize(8, max_size=20))
+
+
+def test_a_crop_behind_a_shorter_side_is_computed_at_once() -> None:
+    cubic = Resize(9, InterpolationMode.BICUBIC)
+    found = exportable(Compose([cubic, CenterCrop((8, 9)), Normalize([0.5], [0.5])])).transforms
+    assert (found[0].size, found[0].cubic, found[0].crop) == ((9,), True, (8, 9))
+    assert [type(step) for step in found[1:]] == [Normalize]
+    for larger in (10, (9, 10)):  # which pads
+        found = exportable(Compose([Resize(9), CenterCrop(larger)])).transforms
+        assert [type(step) for step in found] == [AntialiasedResize, ExportableCenterCrop]
 
 
 def test_exports_keep_the_antialiasing_within_the_scope_only(

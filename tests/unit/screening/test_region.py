@@ -42,6 +42,7 @@ TRANSFORMS = {
     "by the shorter side": [v2.Resize(100), v2.Normalize([0.0] * 3, [1.0] * 3)],
     "cropped": [v2.Resize((256, 256)), v2.CenterCrop(128)],
     "by the shorter side, cropped": [v2.Resize(256), v2.CenterCrop((128, 160))],
+    "exported, cropped at once": [AntialiasedResize(200, crop=(131, 128))],
     "exported": [AntialiasedResize(200), ExportableCenterCrop((131, 128))],
     "cropped, then resized": [v2.CenterCrop((190, 240)), v2.Resize((64, 64))],
     "padded by a crop": [v2.Resize((120, 90)), v2.CenterCrop((151, 100))],

@@ -230,9 +230,9 @@ def test_a_pattern_that_does_not_fit_the_folder_is_told(
     content["reading"] |= {"patient_pattern": "^new/(.)", "patient_tag": None}
     bundle.write_text(json.dumps(content))
     shutil.copytree(trained.root / "new", tmp_path / "images/new")
-    for folder, patients, lines in (("images", list("012345"), 1), ("images/new", [""] * TEST, 2)):
+    warning = f"warning: patient_pattern '^new/(.)' finds no patient in the paths of {TEST} of {TEST}"
+    for folder, patients, told in (("images", list("012345"), []), ("images/new", [""] * TEST, [warning])):
         screen(tmp_path / "export", tmp_path / folder, "--out", tmp_path / folder[-3:], "--maps", "none")
         assert [row["patient"] for row in table(tmp_path / folder[-3:])] == patients
-        told = capsys.readouterr().out.splitlines()
-        assert len(told) == lines, told
-    assert told[1].startswith(f"warning: patient_pattern '^new/(.)' finds no patient in the paths of {TEST} of {TEST}")
+        lines = capsys.readouterr().out.splitlines()  # scores of six images may look shifted by chance: another line
+        assert [line[: len(warning)] for line in lines if "patient_pattern" in line] == told
