@@ -26,6 +26,7 @@ class Sample:
         levels: Some of its grey values, inverted where low ones are bright, shape ``(N,)``; none for colour images.
         lowest: The lowest of all values, as stored.
         highest: The highest of them.
+        middle: The median of those above the lowest, which is often a black background; the lowest where none are.
         window: Window of the DICOM file, empty without one.
         kind: Kind of file.
         range: Lowest and highest value that the file's type can hold; None where that says nothing.
@@ -35,6 +36,7 @@ class Sample:
     levels: Array
     lowest: float
     highest: float
+    middle: float
     window: str
     kind: str
     range: tuple[float, float] | None
@@ -46,10 +48,14 @@ class Sample:
         empty: Array = np.zeros(0, dtype=np.float32)
         inside = image.levels if image.padding is None else image.levels[~image.padding]
         levels = empty if image.colour else inside.ravel()
+        lowest = float(image.values.min())
+        stored = image.values.ravel()[:: image.values.size // _SAMPLES + 1]
+        above = stored[stored > lowest]
         return cls(
             levels=levels[:: len(levels) // _SAMPLES + 1],
-            lowest=float(image.values.min()),
+            lowest=lowest,
             highest=float(image.values.max()),
+            middle=float(np.median(above)) if above.size else lowest,
             window=image.window,
             kind=image.kind,
             range=image.range,
@@ -178,11 +184,20 @@ class Intensity:
         if sample.kind == "dicom" and self.own_window:
             return self._no_common_window(sample) if self._is_other(sample.window) else ""
         if sample.kind == "raster" and sample.integer:
-            # pictures of 8 bits that are stored as 16 can be among the training images, too
-            known = self.depth is not None and (self.depth > 8 or sample.highest <= 255)
-            told = f"has more than 8 bits, and the training images had {self.depth or 'none'}"
-            return told if sample.deep and not known else ""
+            return self._too_deep(sample) if sample.deep else ""
         return "" if self.window else _unlike(sample)
+
+    def _too_deep(self, sample: Sample) -> str:
+        """Say why a picture of more than 8 bits is not read as the training images were; empty where it is.
+
+        Single values may lie beyond those of the training images, as those of a lesion; half of an image may not.
+        """
+        # pictures of 8 bits that are stored as 16 can be among the training images, too
+        if self.depth is None or (self.depth == 8 and sample.highest > 255):
+            return f"has more than 8 bits, and the training images had {self.depth or 'none'}"
+        if sample.middle > 2**self.depth - 1:
+            return f"has values up to {sample.highest:g}, and the training images had {self.depth} bits"
+        return ""
 
     def replaces_window(self, sample: Sample) -> bool:
         """Say whether a grey DICOM file of another window, or of none, is shown by the window of the training images.
@@ -205,9 +220,9 @@ class Intensity:
             return window is not None and bool(np.ptp(window.shown(np.array([sample.lowest, sample.highest]))) == 0)
         if self.own_window and sample.kind == "dicom" and sample.window:
             return sample.shows_nothing
-        if self.rule == "window" and self.window:
-            return sample.highest <= self.window[0] or sample.lowest >= self.window[1]
-        return self.rule == "auto" and sample.deep and self.depth is not None and sample.lowest >= 2**self.depth - 1
+        if self.rule != "window" or self.window is None:
+            return False
+        return sample.highest <= self.window[0] or sample.lowest >= self.window[1]
 
     def _common(self) -> Window | None:
         """Return the common window; None where there is none, or it is a table."""

@@ -134,8 +134,12 @@ def test_windows_that_are_replaced_are_told_once(tmp_path, caplog):
     assert reader.note().startswith("note: 2 DICOM images have another window than the training images, or none")
 
 
-def refusal(root: Path, path: Path, **changes: Any) -> None:
-    """Check that a file among the test images is refused before the training, and by ``screen`` in the same words."""
+def refusal(root: Path, path: Path, **changes: Any) -> str:
+    """Check that a file among the test images is refused before the training, and by ``screen`` in the same words.
+
+    Returns:
+        The words.
+    """
     (root / "new").rename(root / "later")
     data = folder(root, normal_test_dir=None, test_split_mode="none", **changes)
     with pytest.raises(UnreadableError) as caught:
@@ -144,6 +148,7 @@ def refusal(root: Path, path: Path, **changes: Any) -> None:
     with pytest.raises(InputError) as refused:
         folder(root, **changes)
     assert str(refused.value) == f"1 files cannot be used: {path} {caught.value}; replace or remove them"
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(("tags", "bits"), [(ROOTS, 12), ({}, 8)], ids=["table", "8 bits"])
@@ -227,15 +232,26 @@ def test_values_of_8_bits_are_read_alike_however_they_are_stored(tmp_path, kind)
         assert np.array_equal(FileReader(data.reading).pixels(path, None), data.reader.read_array(path))
 
 
-def test_deep_images_beyond_the_depth_of_the_training_are_told(tmp_path, caplog):
+def test_images_of_more_bits_than_the_training_images_are_refused(tmp_path):
     for index in range(3):
-        save(tmp_path / f"good/{index}.png", tissue(index, high=3000))
-    path = save(tmp_path / "new/a.png", tissue(7, low=5000, high=60000))
-    with caplog.at_level(logging.WARNING):
-        data = folder(tmp_path)
-    assert "1 images of mine have no values inside the window" in caplog.text
-    with pytest.raises(UnreadableError, match="has no values inside the window of the training"):
-        FileReader(data.reading).pixels(path, None)
+        save(tmp_path / f"good/{index}.png", tissue(index))  # of 12 bits
+    deeper = tissue(7) * 16
+    deeper[: deeper.shape[0] * 3 // 4] = 0  # the background says nothing
+    told = refusal(tmp_path, save(tmp_path / "new/a.png", deeper))
+    assert told == f"has values up to {deeper.max()}, and the training images had 12 bits"
+
+
+def test_a_bright_lesion_beyond_the_depth_of_the_training_is_white(tmp_path):
+    for index in range(3):
+        save(tmp_path / f"good/{index}.png", tissue(index))
+    bright = tissue(7)
+    bright[10:25, 10:25] = 60000
+    path = save(tmp_path / "new/a.png", bright)
+    data = folder(tmp_path)
+    read = data.reader.read_array(path)[0]
+    assert (read[10:25, 10:25] == 1).all()
+    assert np.allclose(read[30:], bright[30:] / 4095, atol=1e-6)
+    assert np.array_equal(FileReader(data.reading).pixels(path, None), data.reader.read_array(path))
 
 
 @pytest.mark.parametrize("name", ["a.dcm", "a.nii"])
