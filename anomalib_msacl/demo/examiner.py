@@ -71,6 +71,7 @@ class Examiner:
         path = Path(path)
         try:
             frame = self._frame(path, index)
+            other_windows = self._reader.other_windows
             image = self._reader.pixels(path, frame)
             scored = self._scorer.score(image)
         except InputError:
@@ -78,7 +79,7 @@ class Examiner:
         except Exception as error:  # broken files make the libraries raise nearly any kind
             told = str(error) if isinstance(error, UnreadableError) else f"fails: {brief(error)}"
             raise InputError(f"{path.name} {told}") from error
-        return self._answer(image, scored)
+        return self._answer(image, scored, self._reader.other_windows > other_windows)
 
     def _frame(self, path: Path, index: int) -> int | None:
         """Return the name of a slice or frame by its place."""
@@ -87,14 +88,17 @@ class Examiner:
             raise InputError(f"{path.name} has no slice or frame {index}: set a number from 0 to {len(frames) - 1}")
         return frames[index]
 
-    def _answer(self, image: Array, scored: Scored) -> Answer:
-        """Put an answer into words and pictures."""
+    def _answer(self, image: Array, scored: Scored, other_window: bool) -> Answer:
+        """Put an answer into words and pictures, and say where the file has another window than it was read by."""
         limits, transform = self._scorer.bundle.image, self._scorer.bundle.transform
         limit = 1 - limits.sensitivity
         label = "Abnormal" if scored.abnormal else "Normal"
         text = f"## {label}\n\nScore **{scored.score:.3f}**, threshold **{limit:.3g}**"
         if scored.raw is not None:
             text += f" (before scaling: {scored.raw:.4g}, threshold {limits.decision:.4g})"
+        if other_window:
+            window = self._reader.reading.reader.intensity.common_window
+            text += f"\n\nRead by the window of the training images ({window}): the file has another, or none"
         heat_map = None
         if scored.map is not None and (step := unfollowed(transform)):
             text += f"\n\nNo map: where it belongs is not known behind the model's step {step}"

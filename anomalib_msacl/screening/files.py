@@ -31,13 +31,18 @@ class FileReader:
 
     Args:
         reading: How the training read its files; None if anomalib's own reader did, which knows 8 bits only.
+
+    Attributes:
+        known: Whether it is known how the training read its files.
+        reading: As above; the default where it is not known.
+        other_windows: How many images so far had another DICOM window than the training, or none.
     """
 
     def __init__(self, reading: Reading | None) -> None:
         self.known = reading is not None
         self.reading = reading or Reading()
         self._patients = Patients(self.reading.patient_pattern, self.reading.patient_tag or None)
-        self._other_windows = 0
+        self.other_windows = 0
         self._lock = Lock()  # files are read in threads
 
     @classmethod
@@ -91,15 +96,15 @@ class FileReader:
             raise UnreadableError(f"has no values inside {whose}, by which it is of one value throughout")
         if self.known and reader.intensity.replaces_window(sample):
             with self._lock:
-                self._other_windows += 1
+                self.other_windows += 1
         return pixels
 
     def note(self) -> str:
         """Say how many images so far had another DICOM window than the training; empty where none had."""
-        if not self._other_windows:
+        if not self.other_windows:
             return ""
         return (
-            f"note: {self._other_windows} DICOM images have another window than the training images, or none, and were "
+            f"note: {self.other_windows} DICOM images have another window than the training images, or none, and were "
             f"read by that of the training images ({self.reading.reader.intensity.common_window})"
         )
 

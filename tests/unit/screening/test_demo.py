@@ -60,6 +60,16 @@ def test_a_frame_is_named_by_its_number(examiner: Examiner, tmp_path: Path) -> N
         examiner.examine(path, 2)
 
 
+def test_another_window_than_that_of_the_training_is_told(examiner: Examiner, tmp_path: Path) -> None:
+    study = {"PatientID": "X", "WindowCenter": 1200}
+    same = write_dicom(tmp_path / "same.dcm", tissue(100, (48, 40)), **study, WindowWidth=600)
+    other = write_dicom(tmp_path / "other.dcm", tissue(100, (48, 40)), **study, WindowWidth=2000)
+    known, told, again = (examiner.examine(path) for path in (same, other, same))
+    assert told.scored.score == pytest.approx(known.scored.score, abs=1e-5)
+    words = "Read by the window of the training images (1200 / 600"
+    assert [words in answer.text for answer in (known, told, again)] == [False, True, False]
+
+
 def test_what_cannot_be_read_is_told_on_the_page(examiner: Examiner, tmp_path: Path) -> None:
     path = tmp_path / "image.dcm"
     path.write_bytes(b"no image")
