@@ -47,7 +47,8 @@ def main() -> None:
     for name in arguments.sets or sets_in(arguments.data):
         for arm in (config["reference"], arguments.arm):
             bench = Bench(config, arguments.data, arguments.weights, arguments.out.resolve())
-            bench.run(name, arm, arguments.seed, ["patchcore"])
+            if not (bench.backbone(name, arm, arguments.seed) / "notes.json").exists():
+                bench.run(name, arm, arguments.seed, ["patchcore"])
             settings = {**config["models"]["patchcore"]["init_args"], "coreset_sampling_ratio": shares[0]}
             models = {"patchcore": {**config["models"]["patchcore"], "init_args": settings}}
             bench.config = {**config, "models": models}
