@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from anomalib_msacl.compat import inner_trainer
 from anomalib_msacl.data.held_out import Fold
+from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.errors import InputError, first_line
 from anomalib_msacl.thresholds.scoring import held_out_scores
 
@@ -38,22 +39,31 @@ def scores_of_folds(
     Raises:
         InputError: If the model cannot be copied, or gives scores that are no numbers.
     """
-    blank = _copy(trainer, pl_module)
+    blank, aside = _copy(trainer, pl_module), ScratchFolder("folds")
+    if hasattr(blank, "weights_dir"):  # Msacl saves its backbone there: not where that of the model itself belongs
+        cast("Any", blank).weights_dir = aside.path / "weights"
     found: dict[str, list[float]] = defaultdict(list)
     for number, fold in enumerate(folds, start=1):
         logger.info(
             "NormalsThreshold: fit %d of %d is on %d images and scores %d.",
             *(number, len(folds), len(fold.train), len(fold.held_out.images)),
         )
-        model, part = copy.deepcopy(blank), copy.copy(datamodule)
-        part.train_data = fold.train
+        model = copy.deepcopy(blank)
         # Each fit begins with the random numbers that the fit of the model itself begins with.
         with inner_trainer(), isolate_rng():
             inner = _trainer_like(trainer, pl_module)
-            inner.fit(model, datamodule=part)
+            inner.fit(model, datamodule=_without(datamodule, fold))
         for kind, scores in held_out_scores(inner, model.to(pl_module.device), datamodule, fold.held_out).items():
             found[kind] += scores
     return {kind: sorted(scores) for kind, scores in found.items()}
+
+
+def _without(datamodule: AnomalibDataModule, fold: Fold) -> AnomalibDataModule:
+    """Return a copy of a datamodule that trains on the images outside of a fold."""
+    part = copy.copy(datamodule)
+    part.train_data = fold.train
+    vars(part).pop("train_dataloader", None)  # Msacl replaces it: by one of all images
+    return part
 
 
 def _copy(trainer: Trainer, pl_module: LightningModule) -> LightningModule:
@@ -71,7 +81,7 @@ def _copy(trainer: Trainer, pl_module: LightningModule) -> LightningModule:
 
 
 def _trainer_like(trainer: Trainer, pl_module: LightningModule) -> Trainer:
-    """Return a trainer with the settings of another, which writes and shows nothing."""
+    """Return a trainer with the settings of another, without loggers, checkpoints and bars."""
     device = pl_module.device
     return Trainer(
         max_epochs=trainer.max_epochs,
@@ -84,6 +94,7 @@ def _trainer_like(trainer: Trainer, pl_module: LightningModule) -> Trainer:
         accumulate_grad_batches=trainer.accumulate_grad_batches,
         limit_train_batches=trainer.limit_train_batches,
         limit_val_batches=trainer.limit_val_batches,
+        default_root_dir=trainer.default_root_dir,  # what was found in the images lies there
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,

@@ -12,7 +12,7 @@ import torch
 from anomalib.data.utils import LabelName
 from lightning.pytorch import seed_everything
 
-from anomalib_msacl import InputError, MsaclPretraining, NormalsThreshold
+from anomalib_msacl import InputError, Msacl, MsaclPretraining, NormalsThreshold
 from anomalib_msacl.data.held_out import Fold, split_into_folds
 from anomalib_msacl.thresholds import conformal_rank
 from tests.conftest import TINY, make_recipe, phantom
@@ -113,6 +113,32 @@ def test_scores_are_those_of_fits_without_the_fold(phantom_root, make_patchcore,
     assert "which is no guarantee" in caplog.text
     saved = torch.load(engine.trainer.checkpoint_callback.best_model_path, weights_only=False)
     assert saved["state_dict"]["post_processor._image_threshold"] == model.post_processor.image_threshold
+
+
+def test_copies_of_msacl_do_not_see_their_fold_and_leave_no_files(
+    phantom_root, make_msacl, make_engine, tiny_recipe, tmp_path, monkeypatch
+):
+    """``Msacl`` replaces the loader of its datamodule, and saves its backbone."""
+    seen: list[set[str]] = []
+    saved: list[Any] = []
+    finish = Msacl.on_train_end
+
+    def look(model: Msacl) -> None:
+        finish(model)
+        dataset: Any = model.trainer.train_dataloader.dataset
+        seen.append(set(paths(dataset)))
+        saved.append(sorted(tmp_path.rglob("model.safetensors")))
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(Msacl, "on_train_end", look)
+    data = phantom(phantom_root, val_split_mode="none", seed=0)
+    model = make_msacl(tiny_recipe(max_steps=1))
+    make_engine(callbacks=[NormalsThreshold(specificity=0.8, folds=2)]).fit(model, datamodule=data)
+    folds = split_into_folds(data.train_data, 2, seed=0)
+    assert seen == [*(set(paths(fold.train)) for fold in folds), set(paths(data.train_data))]
+    assert saved == [[], [], [tmp_path / "weights" / "model.safetensors"]]
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_the_fit_itself_is_not_changed(phantom_root, make_patchcore, make_engine):
