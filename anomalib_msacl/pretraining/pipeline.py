@@ -95,7 +95,7 @@ def pretrain(
             if begun:
                 run.go_on(begun)
             show_stage(trainer, "first candidate")
-            run.ask(images, held_out)
+            run.ask(images, held_out, goes_on=begun is not None)
             if not begun:
                 show_stage(trainer, "whitening")
                 run.whiten(images)
@@ -171,8 +171,17 @@ class Pretraining:
         self.encoder.use(torch.channels_last)  # convolutions are faster so
         self.terms.to(device)
 
-    def ask(self, images: NormalImages, held_out: Images | None) -> None:
-        """Draw the questions that all candidates are asked, the untouched backbone first."""
+    def ask(self, images: NormalImages, held_out: Images | None, goes_on: bool = False) -> None:
+        """Draw the questions that all candidates are asked, the untouched backbone first.
+
+        Args:
+            images: Normal training images.
+            held_out: Other normal images; None if there are none.
+            goes_on: Whether a run is taken up; otherwise the present weights are the initial ones of a new run.
+        """
+        if not goes_on:  # what an earlier fit of the same model has left does not count
+            self.choice, self.trainings, self.steps = Choice(), Trainings(self.recipe.trainings), 0
+            self._initial, self._start = self._provenance, {}
         self._start = self._start or copy_of(self.encoder.backbone)
         if self.recipe.choice.evaluations == 0:
             return

@@ -71,6 +71,8 @@ class IgdTraining:
     def prepare(self, module: AnomalibModule) -> None:
         """Collect the held-out images; without any, the last stage is kept."""
         self._decided = False
+        if not module.current_epoch and module.trainer.ckpt_path is None:
+            self.choice = Choice("Igd")  # what an earlier fit of the same model has left does not count
         datamodule: Any = getattr(module.trainer, "datamodule", None)
         if not self.evaluations or not hasattr(datamodule, "val_data"):
             return

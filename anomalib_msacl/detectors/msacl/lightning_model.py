@@ -148,7 +148,8 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
         self._seen, self._chosen = self.global_step, False
         self.run.to(self.device)
         images = training_images(self)
-        self.run.ask(images, held_out_images(self))
+        goes_on = self.global_step > 0 or self.trainer.ckpt_path is not None
+        self.run.ask(images, held_out_images(self), goes_on)
         if self.global_step:  # a resumed run does not repeat the draws of the first
             torch.manual_seed(distributed.seed_of_process(self.recipe.seed + self.global_step))
         else:

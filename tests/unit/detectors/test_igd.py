@@ -172,6 +172,23 @@ def test_the_stage_that_tells_lesions_best_is_kept_and_saved(
     assert same(state(loaded.model), shown[int(kept[-1]) - 1])
 
 
+def test_a_second_fit_does_not_choose_among_the_stages_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, phantom_root: Path, make_engine: Make
+) -> None:
+    shown: list[dict[str, Tensor]] = []
+
+    def score(_: Any, model: nn.Module, device: torch.device) -> Score:
+        shown.append(state(model))
+        return Score([0.9, 0.9, 0.5][len(shown) - 1], 0.5)
+
+    monkeypatch.setattr("anomalib_msacl.detectors.igd.held_out.HeldOutImages.score", score)
+    model = make_igd(patch_size=0)
+    for epochs in (2, 1):
+        make_engine(max_epochs=epochs).fit(model, datamodule=data_of(phantom_root))
+    assert list(model.training_run.choice.scores) == ["epoch 1"]
+    assert same(state(model.model), shown[2])
+
+
 def test_the_next_run_finds_what_was_seen_in_the_images(fitted: Fitted) -> None:
     run = Path(fitted.engine.trainer.default_root_dir)
     kept = json.loads(seen_by_runs(run.with_name("v9")).read_bytes())["images"]

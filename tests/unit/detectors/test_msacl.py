@@ -32,7 +32,7 @@ from anomalib_msacl.data.inspection import Inspection, inspect_image
 from anomalib_msacl.pretraining import Pretraining, Questions, Score
 from anomalib_msacl.pretraining.images import undisturbed
 from anomalib_msacl.recipe import ChoiceRecipe
-from tests.conftest import make_recipe, phantom
+from tests.conftest import TINY, make_recipe, phantom
 
 Make = Callable[..., Any]
 
@@ -269,6 +269,25 @@ def test_a_run_resumed_without_a_choice_keeps_its_last_step(
     train(second, make_engine(max_steps=6), phantom_root, ckpt_path=engine.best_model_path)
     assert second.run.choice.kept is None
     assert "nothing was compared" in second.run.choice.verdict()
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_second_fit_begins_where_the_first_has_ended(
+    loaded: bool, monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    """All scores of the first fit are better than those of the second; they are of other images, and do not count."""
+    shown = script(monkeypatch, [0.9, 0.9, 0.9, 0.5, 0.6])
+    msacl, engine = make_msacl(make_recipe(**TINY, average=0.5, realign=False)), make_engine(max_steps=4)
+    train(msacl, engine, phantom_root)
+    first = state(msacl)
+    if loaded:
+        msacl = Msacl.load_from_checkpoint(engine.best_model_path)
+    train(msacl, make_engine(max_steps=1), phantom_root)
+    assert list(msacl.run.choice.scores) == ["untouched", "step 1"]
+    assert equal(shown[3], first)
+    assert msacl.run.choice.kept == "step 1"
+    assert equal(state(msacl), shown[4])
+    assert "image AUROC 0.500 -> 0.600" in msacl.run.choice.verdict()
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
