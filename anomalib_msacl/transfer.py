@@ -72,8 +72,7 @@ class PretrainedBackbone:
                 f"{size[0]} x {size[1]} pixels ({(str(error).splitlines() or ['-'])[0]}); resize to the size that it "
                 "was built for, or name another backbone."
             ) from error
-        channels = zip(maps, self.extractor.out_dims, strict=True)
-        if self.extractor.output_fmt == "NCHW" and any(one.shape[1] != dim for one, dim in channels):
+        if self.extractor.output_fmt == "NCHW" and not channels_first(maps, self.extractor):
             raise InputError(
                 f"the backbone {self.architecture!r} gives its maps with the channels last, which anomalib's models "
                 "take for channels first, so that their scores mean nothing; name another backbone."
@@ -200,7 +199,8 @@ def _describe(model: AnomalibModule, name: str, network: nn.Module) -> Pretraine
         inner = cast("nn.Module", network.feature_extractor)
         _check_layers(model, network)
         place = f"{name}.feature_extractor"
-        return PretrainedBackbone(network.backbone, {place: inner}, "timm", network.layers, _args(inner), network)
+        read = [layer for _, layer in sorted(zip(network.idx, network.layers, strict=True))]  # as timm gives them
+        return PretrainedBackbone(network.backbone, {place: inner}, "timm", read, _args(inner), network)
     if isinstance(network, TimmFeatureExtractor | torch.fx.GraphModule):
         known = TORCHVISION.get(type(model).__name__, "")
         architecture = model.hparams.get(known, known)
@@ -224,6 +224,18 @@ def _args(network: nn.Module) -> dict[str, Any]:
     size = getattr(getattr(network, "patch_embed", None), "img_size", None)
     default = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (0,))[1:]
     return {"img_size": list(size)} if size and tuple(size) != tuple(default) else {}
+
+
+def channels_first(maps: Sequence[torch.Tensor], extractor: TimmFeatureExtractor) -> bool:
+    """Whether maps have their channels in front of height and width.
+
+    timm gives them in the order of the network, and says their channels in the order in which the layers are named.
+
+    Args:
+        maps: What the extractor returned.
+        extractor: Has an entry of ``out_dims`` for each of them.
+    """
+    return all(one.ndim == 4 for one in maps) and sorted(one.shape[1] for one in maps) == sorted(extractor.out_dims)
 
 
 def check_layers(backbone: str, layers: Sequence[str | int]) -> None:

@@ -108,6 +108,19 @@ def test_the_normalisation_and_size_are_the_models(
     assert seen[0].encoder.layers == LAYERS
 
 
+def test_layers_in_another_order_are_the_same_layers(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    """timm gives the maps in the order of the network, and PatchCore fits with either."""
+    models = [make_patchcore(layers=layers) for layers in (LAYERS, LAYERS[::-1])]
+    callbacks = [callback(recipe=make_recipe(max_steps=0)) for _ in models]
+    for model, made in zip(models, callbacks, strict=True):
+        fit(model, made, make_engine, phantom_root)
+    assert callbacks[0].directory == callbacks[1].directory
+    first, second = (tensors(model) for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_a_second_run_reuses_the_weights_and_says_so(
     callback: Make,
     make_patchcore: Make,

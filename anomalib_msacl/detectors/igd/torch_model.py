@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anomalib_msacl.detectors.igd.anomaly_map import PatchGrid, joint_map, joint_score
 from anomalib_msacl.detectors.igd.autoencoder import Autoencoder, Normalisation
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.transfer import channels_first
 
 _WINDOW, _PATCH_WINDOW = 11, 3  # pixels
 _OF_WHOLE = (0.1, 0.9)  # weights of L_rec and L_gac in the score of an image
@@ -112,7 +113,7 @@ class IgdModel(nn.Module):
         extractor: Any = self.feature_extractor
         for size in sizes:
             maps = self._try(size)
-        if any(layer.dim() != 4 for layer in maps) or [layer.shape[1] for layer in maps] != list(extractor.out_dims):
+        if not channels_first(maps, extractor):
             raise InputError(
                 f"Igd: the backbone {extractor.backbone!r} gives its maps with the channels last; name another one."
             )

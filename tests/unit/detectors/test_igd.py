@@ -336,6 +336,12 @@ def test_decoder_and_critic_fit_any_size(size: tuple[int, int]) -> None:
     assert Critic(size, 2)(decoded).shape == (2,)
 
 
+def test_layers_in_another_order_are_the_same_layers() -> None:
+    models = [make_igd(layers=layers).eval() for layers in (["layer2", "layer3"], ["layer3", "layer2"])]
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(*(model.model.features(images) for model in models))
+
+
 def test_patches_change_score_and_map_only_where_they_are(fitted: Fitted) -> None:
     """The same images one by one, and many at once, whose patches are examined in several chunks."""
     model, images = fitted.model.eval().model, torch.rand(40, 3, 64, 64)
