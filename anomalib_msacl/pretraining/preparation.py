@@ -146,16 +146,27 @@ def check_trainer(trainer: Trainer, recipe: Recipe) -> None:
     """Refuse trainers that the pre-training cannot run on, and prepare one of several devices.
 
     Raises:
-        InputError: If its weights have 16 bits, or :func:`check_devices` refuses it.
+        InputError: If :func:`check_devices` or :func:`check_precision` refuses it.
     """
     check_devices(trainer, recipe)
     if isinstance(trainer.strategy, DDPStrategy):
         allow_unused_parameters(trainer.strategy)  # those behind the layers, and terms that not every batch has
-    if str(trainer.precision).endswith("16-true"):
-        raise InputError(
-            f"MSACL pre-training cannot run in {trainer.precision}; set trainer.precision to 32-true, bf16-mixed or "
-            "16-mixed."
-        )
+    check_precision(trainer, "MSACL pre-training")
+
+
+def check_precision(trainer: Trainer, what: str) -> None:
+    """Refuse trainers that give the weights another precision than the images, which have 32 bits.
+
+    Args:
+        trainer: The trainer.
+        what: Cannot run so, for the message.
+
+    Raises:
+        InputError: If its weights have 16 or 64 bits.
+    """
+    precision = str(trainer.precision)
+    if precision.endswith("-true") and precision != "32-true":
+        raise InputError(f"{what} cannot run in {precision}; set trainer.precision to 32-true, bf16-mixed or 16-mixed.")
 
 
 def transform_parts(transform: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from anomalib_msacl.data.checks import check_datamodule, check_validation, warn_
 from anomalib_msacl.data.looks import seen_by_runs
 from anomalib_msacl.detectors.settings import LARGEST_SIDE, check_whole
 from anomalib_msacl.errors import InputError
-from anomalib_msacl.pretraining.preparation import transform_parts
+from anomalib_msacl.pretraining.preparation import check_precision, transform_parts
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +108,7 @@ def check_fit(trainer: Trainer) -> None:
     """
     if trainer.world_size > 1:
         raise InputError(f"Igd runs on one device, but the trainer has {trainer.world_size}; set trainer.devices to 1.")
+    check_precision(trainer, "Igd")
     if trainer.max_epochs in {None, -1} and trainer.max_steps == -1:
         raise InputError("Igd lowers its learning rate until the last step; set trainer.max_epochs or max_steps.")
     datamodule = getattr(trainer, "datamodule", None)

@@ -322,6 +322,15 @@ def test_a_critic_that_says_the_same_of_all_is_told(
     assert "collapsed" not in run(make_igd(**options))
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_weights_of_other_than_32_bits_are_refused_before_the_training(
+    precision: str, phantom_root: Path, make_engine: Make
+) -> None:
+    message = f"Igd cannot run in {precision}; set trainer.precision to 32-true"
+    with pytest.raises(InputError, match=message):
+        make_engine(max_epochs=1, precision=precision).fit(make_igd(), datamodule=data_of(phantom_root))
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(phantom_root: Path, make_engine: Make) -> None:
     model = make_igd(patch_size=0)
     nn.init.constant_(model.model.whole.project.bias, float("nan"))

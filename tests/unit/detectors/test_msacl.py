@@ -532,6 +532,7 @@ def test_a_folder_with_something_else_and_a_full_disk_are_refused_before_trainin
     ("options", "recipe", "message"),
     [
         ({"precision": "bf16-true"}, {}, "cannot run in bf16-true"),
+        ({"precision": "64-true"}, {}, "cannot run in 64-true; set trainer.precision to 32-true"),
         ({}, {"max_steps": 0}, "nothing to train"),
     ],
 )
