@@ -16,7 +16,6 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2 import Compose, Normalize
@@ -37,7 +36,7 @@ from anomalib_msacl.pretraining.devices import devices_of
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import make_trainer
 from anomalib_msacl.pretraining.locking import alone_with
-from anomalib_msacl.pretraining.loggers import UnderPrefix, tell_choice
+from anomalib_msacl.pretraining.loggers import Curves, UnderPrefix, tell_choice
 from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.pipeline import pretrain
 from anomalib_msacl.pretraining.preparation import check_devices, check_trainable, encoder_for, transform_parts
@@ -203,7 +202,7 @@ class MsaclPretraining(Callback):
             *(task.provenance.architecture, task.recipe.max_steps, len(split.training), len(split.held_out)),
         )
         shows = outer.progress_bar_callback is not None
-        own = CSVLogger(self.root, name="logs", version=directory.name)
+        own = Curves(self.root, directory.name)
         distributed.on_main(_forget_requeued, Path(own.log_dir))
         trainer = make_trainer(
             task.recipe,

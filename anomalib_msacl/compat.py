@@ -34,8 +34,10 @@ without_antialiasing = get_exportable_transform
 
 _OPSET = 18  # what torch's exporter writes; anomalib asks for 14, which ends in a traceback in the log
 _EXPORTING: weakref.WeakSet[Any] = weakref.WeakSet()  # models that are being exported
-# Frozen stages are in evaluation mode by intent, and curves have few points where there are few images.
+# Frozen stages are in evaluation mode by intent, curves have few points where there are few images, and those of a run
+# that goes on are kept.
 _INTENDED = (
+    r"Experiment logs directory .* exists and is not empty",
     r"Found \d+ module\(s\) in eval mode",
     r"The number of training batches .* is smaller than the logging interval",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,39 @@ _EDGE = 3  # pixels around a lesion, as the side of a window
 _COLOUR = (1.0, 0.85, 0.0)
 
 Picture = NDArray[np.uint8]
+
+
+class Curves(CSVLogger):
+    """Writes the curves of a pre-training to ``metrics.csv``; a run that goes on keeps those of its steps before.
+
+    Lightning deletes the file where it is there.
+
+    Args:
+        root: The file lies in ``logs`` below it.
+        run: Name of the folder there.
+    """
+
+    def __init__(self, root: Path, run: str) -> None:
+        super().__init__(root, name="logs", version=run)
+        self._former = _rows(Path(self.log_dir) / "metrics.csv")
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Log numbers, the first time after those of the steps before this one."""
+        former, self._former = self._former, []
+        for before, row in former:
+            if step is not None and before < step:
+                super().log_metrics(row, before)
+        super().log_metrics(metrics, step)
+
+
+def _rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the steps and numbers of a file of curves; none where it cannot be read."""
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(opened)]
+        return [(int(row.pop("step")), row) for row in rows]
+    except (OSError, ValueError, KeyError, csv.Error):
+        return []
 
 
 class UnderPrefix(Logger):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import threading
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,9 @@ from anomalib_msacl.backbone.folder import is_intact, remove_leftovers, save_bac
 from anomalib_msacl.data.looks import SEEN
 from anomalib_msacl.pretraining import Pretrained, trainings
 from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints
+from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
 from anomalib_msacl.pretraining.locking import alone_with
+from anomalib_msacl.pretraining.loggers import Curves
 from tests.conftest import make_recipe, phantom
 
 Make = Callable[..., Any]
@@ -187,6 +193,60 @@ def test_a_folder_whose_tensors_have_changed_is_made_again(
     assert "does not hold the weights that were saved there (other tensors)" in caplog.text
     assert equal(load_file(file), tensors)
     assert {path.name for path in folder.parent.iterdir()} <= {folder.name, "logs", SEEN, f".{folder.name}.lock"}
+
+
+def test_a_run_that_goes_on_keeps_its_curves(
+    make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle of the last step of four, of which three are in the checkpoint."""
+    torch.manual_seed(2)
+    backbone, provenance = create_backbone("test_resnet", "random")
+    start = save_backbone(backbone, tmp_path / "start", provenance)
+    recipe = make_recipe(max_steps=4, batch_size=4, accumulate=1, evaluations=1, centre_images=4)
+    monkeypatch.setattr("anomalib_msacl.callback.make_trainer", partial(make_trainer, log_every_n_steps=1))
+    callback = MsaclPretraining(str(start), recipe, tmp_path / "made", checkpoint_minutes=0)
+    step = PretrainingModule.training_step
+
+    def killed(module: PretrainingModule, *arguments: Any) -> Tensor:
+        if module.global_step == 3:
+            raise Killed
+        return step(module, *arguments)
+
+    def fit() -> list[dict[str, str]]:
+        engine = make_engine(callbacks=[callback], max_epochs=1)
+        with suppress(Killed), warnings.catch_warnings():
+            warnings.filterwarnings("error", "Experiment logs directory")
+            engine.fit(make_patchcore(), datamodule=phantom(phantom_root, seed=0))
+        with next((tmp_path / "made" / "logs").rglob("metrics.csv")).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainingModule, "training_step", killed)
+        before = fit()
+    after = fit()
+    assert [row["step"] for row in before] == ["0", "1", "2"]
+    assert [row["step"] for row in after] == ["0", "1", "2", "3"]
+    assert [row["train_loss"] for row in after[:3]] == [row["train_loss"] for row in before]
+
+
+def test_curves_that_cannot_be_read_and_those_of_later_steps_do_not_count(tmp_path: Path) -> None:
+    def log(*steps: int) -> list[str]:
+        curves = Curves(tmp_path, "run")
+        for step in steps:
+            curves.log_metrics({f"loss of {len(steps)}": 0.5}, step)
+        curves.save()
+        with file.open(newline="") as opened:
+            return [
+                f"{row['step']} {''.join(name for name in row if name != 'step' and row[name])}"
+                for row in csv.DictReader(opened)
+            ]
+
+    file = tmp_path / "logs" / "run" / "metrics.csv"
+    assert log(9, 19, 29) == ["9 loss of 3", "19 loss of 3", "29 loss of 3"]
+    assert log(19, 29) == ["9 loss of 3", "19 loss of 2", "29 loss of 2"]
+    assert log(9) == ["9 loss of 1"]
+    file.write_bytes(b"step\n\xff\n")
+    assert log(9) == ["9 loss of 1"]
 
 
 def test_leftovers_of_other_folders_stay(tmp_path: Path) -> None:
