@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _BETAS = (0.0, 0.9)
 _POWER = 0.9  # of the poly schedule
 _STRIDE = 1_000_003  # keeps the seeds of epochs and steps of neighbouring runs apart
+_SEEDS = 2**63
 
 
 class IgdTraining:
@@ -81,7 +82,7 @@ class IgdTraining:
         if held_out is None:
             logger.warning("Igd: the validation set has no normal images to choose an epoch with; the last is kept.")
             return
-        self.choice.questions = HeldOutImages(held_out, self.seed)
+        self.choice.questions = HeldOutImages(held_out, self.seed % _SEEDS)
 
     def seed_loader(self, module: AnomalibModule | None) -> None:
         """Let the order of the images depend on seed and epoch alone.
@@ -93,7 +94,7 @@ class IgdTraining:
             module: Has the trainer; None before the loader was made.
         """
         epoch = self._first_epoch if module is None else module.current_epoch
-        seed = self.seed * _STRIDE + epoch
+        seed = self._seed_of(epoch)
         torch.manual_seed(seed)
         loader: Any = None if module is None else module.trainer.train_dataloader
         if getattr(loader, "num_workers", 1) == 0 and hasattr(loader.sampler, "generator"):
@@ -231,7 +232,11 @@ class IgdTraining:
     def _generator(self, module: AnomalibModule, batch_idx: int) -> torch.Generator:
         """Return the numbers of one step, the same whether or not the run was interrupted before it."""
         step = module.current_epoch * (int(module.trainer.num_training_batches) + 1) + batch_idx + 1
-        return torch.Generator().manual_seed(self.seed * _STRIDE + step)
+        return torch.Generator().manual_seed(self._seed_of(step))
+
+    def _seed_of(self, number: int) -> int:
+        """Return a seed that torch takes for an epoch or a step, whatever whole number the run's own is."""
+        return (self.seed * _STRIDE + number) % _SEEDS
 
 
 def total_steps(trainer: Trainer) -> int:

@@ -124,6 +124,13 @@ def test_centre_and_deviation_are_estimated_before_training_and_every_few_epochs
     assert seen == [(0, 0), (3, 6)]
 
 
+@pytest.mark.parametrize("seed", [-1, 20_261_128_143_000, 2**63 - 1])
+def test_every_seed_that_is_taken_can_be_trained_with(seed: int, phantom_root: Path, make_engine: Make) -> None:
+    model = make_igd(patch_size=0, evaluations=1, seed=seed)
+    make_engine(max_epochs=1, limit_train_batches=1).fit(model, datamodule=data_of(phantom_root))
+    assert model.training_run.choice.kept == "epoch 1"
+
+
 def test_a_run_is_told_by_its_seed_and_goes_on_bit_by_bit_after_a_stop(
     fitted: Fitted, phantom_root: Path, tmp_path: Path, make_engine: Make
 ) -> None:
