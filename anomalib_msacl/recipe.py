@@ -263,7 +263,7 @@ class Recipe:
             are made where each would have fewer than 30 steps.
         batch_size: Images of a batch, each seen once per class and view. The callback's;
             :class:`anomalib_msacl.Msacl` takes the datamodule's ``train_batch_size``.
-        accumulate: Batches whose gradients make one step: less noise for the same memory.
+        accumulate: Batches whose gradients make one step, fewer at the end of an epoch: less noise for the same memory.
         average: Share of the trained weights in the result, the rest being those before the first step, in (0, 1].
         realign: Give the stages behind the deepest layer their weights of before the first step, and let them read the
             layer through the affine map that comes closest to what they read then, where the architecture allows it

@@ -157,9 +157,11 @@ def training_loss(module: LightningModule, images: Tensor, batch_idx: int) -> Te
     if batch_idx == 0 and module.global_step == 0:
         show_lesions(trainable.trainer.loggers, batch, 0)
     batches = max(1, trainable.trainer.accumulate_grad_batches)
+    first = batch_idx % batches == 0
     exchange = exchange_of(batch, counts)
-    found = trainable.terms(trainable.encoder, batch, position=batch_idx % batches == 0, exchange=exchange)
-    loss: Tensor = trainable.terms.total(found.values, batches) if found.values else images.new_zeros(())
+    found = trainable.terms(trainable.encoder, batch, position=first, exchange=exchange)
+    of_step = int(min(batches, trainable.trainer.num_training_batches - batch_idx))  # an epoch may end before
+    loss: Tensor = trainable.terms.total(found.values, of_step) if found.values else images.new_zeros(())
     module.log_dict({f"train_{name}": value.detach() for name, value in found.values.items()})
     module.log("train_loss", loss.detach(), prog_bar=True)
     module.log("learning_rate", trainable.trainer.optimizers[0].param_groups[0]["lr"])

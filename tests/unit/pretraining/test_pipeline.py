@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from anomalib_msacl import InputError, pretrain
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.pretraining import Pretrained, Questions, Score
+from anomalib_msacl.pretraining.torch_model import MsaclTerms
 from anomalib_msacl.recipe import whitening_only
 from tests.conftest import make_recipe
 
@@ -73,6 +74,26 @@ def test_a_tensor_and_a_loader_of_it_give_the_same_weights() -> None:
     one = pretrain(*start(), images(), images(6, 1), recipe).weights
     other = pretrain(*start(), loader, images(6, 1), recipe).weights
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("accumulate", "expected"), [(1, [1, 1, 1, 1]), (3, [3, 1, 3, 1]), (8, [4, 4, 4, 4])])
+def test_relative_positions_count_once_for_each_batch_of_their_step(
+    accumulate: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen images make four batches: the last step of an epoch has fewer than are asked for."""
+    counted: list[int] = []
+    total = MsaclTerms.total
+
+    def count(terms: MsaclTerms, values: dict[str, Tensor], batches: int = 1) -> Tensor:
+        without = total(terms, {**values, "position": torch.zeros(())}, batches)
+        if "position" in values:
+            weight = terms.loss.position * float(values["position"].detach())
+            counted.append(round(float(total(terms, values, batches) - without) / weight))
+        return total(terms, values, batches)
+
+    monkeypatch.setattr(MsaclTerms, "total", count)
+    run(max_steps=4, accumulate=accumulate, evaluations=0, dense=0.0)
+    assert counted == expected
 
 
 def test_whitening_alone_makes_no_step_and_is_compared_with_the_untouched_backbone() -> None:
