@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.pretraining.preparation import check_trainer, transform_parts
 from anomalib_msacl.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 def refuse_normalize(pre_processor: Any) -> None:
@@ -73,3 +76,19 @@ def check_fit(trainer: Trainer, recipe: Recipe, target: Path, backbone: nn.Modul
         distributed.on_main(partial(check_datamodule, datamodule, seen=seen))
         check_validation(datamodule, trainer)
         warn_of_shared_images(datamodule, "Msacl", "the normal ones choose the weights and the units of the scores")
+
+
+def warn_of_few_epochs(trainer: Trainer, recipe: Recipe) -> None:
+    """Tell where the epochs end before the steps of the recipe: 1,000 is Lightning's default.
+
+    Args:
+        trainer: Knows how many batches an epoch has.
+        recipe: How to pre-train.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps < trainer.max_steps == recipe.max_steps:
+        logger.warning(
+            "Msacl: the training ends after %d of the recipe's %d steps, because trainer.max_epochs is %s; set it to "
+            "-1 to make all of them.",
+            *(steps, recipe.max_steps, trainer.max_epochs),
+        )

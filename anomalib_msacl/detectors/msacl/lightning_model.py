@@ -22,7 +22,7 @@ from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.backbone.folder import check_name
 from anomalib_msacl.compat import is_attached, set_max_steps
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_batches, training_images
-from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, refuse_normalize
+from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, refuse_normalize, warn_of_few_epochs
 from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.detectors.settings import LARGEST_SIDE, check_switches, check_whole
@@ -146,6 +146,7 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
     def on_train_start(self) -> None:
         """Whiten, then fix the centres before the first step, once; a checkpoint brings both along."""
         self._seen, self._chosen = self.global_step, False
+        warn_of_few_epochs(self.trainer, self.recipe)
         self.run.to(self.device)
         images = training_images(self)
         goes_on = self.global_step > 0 or self.trainer.ckpt_path is not None

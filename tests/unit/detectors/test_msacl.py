@@ -271,6 +271,19 @@ def test_a_run_resumed_without_a_choice_keeps_its_last_step(
     assert "nothing was compared" in second.run.choice.verdict()
 
 
+@pytest.mark.parametrize(("epochs", "told"), [(2, True), (3, False), (-1, False)])
+def test_epochs_that_end_before_the_steps_of_the_recipe_are_told(
+    epochs: int, told: bool, make_msacl: Make, make_engine: Make, phantom_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four batches make an epoch."""
+    msacl = make_msacl(make_recipe(**{**TINY, "max_steps": 9, "evaluations": 0}))
+    with caplog.at_level(logging.WARNING):
+        train(msacl, make_engine(max_epochs=epochs), phantom_root)
+    assert msacl.run.steps == (8 if told else 9)
+    warning = "the training ends after 8 of the recipe's 9 steps, because trainer.max_epochs is 2; set it to -1"
+    assert (warning in caplog.text) is told
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_a_second_fit_begins_where_the_first_has_ended(
     loaded: bool, monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path
