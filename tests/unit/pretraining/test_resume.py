@@ -44,6 +44,14 @@ def two_trainings(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"trainings": 2}
 
 
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """A folder of weights that several callbacks can begin at."""
+    torch.manual_seed(2)
+    backbone, provenance = create_backbone("test_resnet", "random")
+    return save_backbone(backbone, tmp_path / "start", provenance)
+
+
 class Killed(BaseException):
     """Ends a run as a signal would, between two lines."""
 
@@ -167,12 +175,14 @@ def test_msacl_resumes_to_the_weights_of_a_run_that_was_not_stopped(
 
 
 def test_a_folder_whose_tensors_have_changed_is_made_again(
-    make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start: Path,
+    make_patchcore: Make,
+    make_engine: Make,
+    phantom_root: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A good one is left as it is, byte for byte; leftovers of killed runs are gone afterwards."""
-    torch.manual_seed(2)
-    backbone, provenance = create_backbone("test_resnet", "random")
-    start = save_backbone(backbone, tmp_path / "start", provenance)
     recipe = make_recipe(max_steps=1, batch_size=4, evaluations=0, centre_images=4)
 
     def fit() -> MsaclPretraining:
@@ -196,12 +206,14 @@ def test_a_folder_whose_tensors_have_changed_is_made_again(
 
 
 def test_a_run_that_goes_on_keeps_its_curves(
-    make_patchcore: Make, make_engine: Make, phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Path,
+    make_patchcore: Make,
+    make_engine: Make,
+    phantom_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed in the middle of the last step of four, of which three are in the checkpoint."""
-    torch.manual_seed(2)
-    backbone, provenance = create_backbone("test_resnet", "random")
-    start = save_backbone(backbone, tmp_path / "start", provenance)
     recipe = make_recipe(max_steps=4, batch_size=4, accumulate=1, evaluations=1, centre_images=4)
     monkeypatch.setattr("anomalib_msacl.callback.make_trainer", partial(make_trainer, log_every_n_steps=1))
     callback = MsaclPretraining(str(start), recipe, tmp_path / "made", checkpoint_minutes=0)
