@@ -46,7 +46,7 @@ from anomalib_msacl.transfer import PretrainedBackbone, check_kind, find_backbon
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 8  # raise when weights of an older format must not be reused
+_FORMAT = 9  # raise when weights of an older format must not be reused
 _UNIT = 1.0
 
 

@@ -131,8 +131,8 @@ class WhiteningRecipe:
     """Whitening of the feature maps on normal images, before the first step.
 
     It reaches down to the deepest layer, where the architecture allows it (:mod:`anomalib_msacl.backbone.whitening`):
-    EfficientNet and MobileNet; the channels of a ResNet are brought to equal standard deviations one by one, and the
-    maps of a vision transformer get one factor, after the training.
+    EfficientNet and MobileNet; the channels of a ResNet are brought to equal ranges one by one, and the maps of a
+    vision transformer get one factor, after the training.
 
     Attributes:
         std: Root mean square standard deviation of a channel afterwards; 0 leaves the feature maps as they are.

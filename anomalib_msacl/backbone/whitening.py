@@ -8,9 +8,9 @@ covariances in units of normal variation.
 Where a stage of the backbone ends in a linear layer, as in EfficientNet and MobileNet, the map goes into the weights
 that write this feature map and its inverse into those that read it: the output of the network stays what it was, only
 the feature map has another basis. Stages that end in a ReLU, as in ResNet, let no more than a positive factor for each
-channel pass; these channels get equal standard deviations, which is whitening without its rotation. The maps of a
-vision transformer are only brought to a scale: anomalib reads all its blocks through the last norm, which takes one
-factor.
+channel pass; these channels get equal ranges. With equal standard deviations a channel that is silent nearly everywhere
+would make the few normal patches where it is not the farthest of all. The maps of a vision transformer are only brought
+to a scale: anomalib reads all its blocks through the last norm, which takes one factor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_msacl.backbone.encoder import Encoder, evaluating, is_transformer
-from anomalib_msacl.backbone.moments import Moments
+from anomalib_msacl.backbone.moments import Moments, Ranges
 from anomalib_msacl.backbone.streams import fold, streams
 from anomalib_msacl.distributed import copy_from_main
 
@@ -43,16 +43,23 @@ def whiten(encoder: Encoder, batches: Iterable[Tensor], std: float) -> list[str]
         Names of the stages that were whitened.
     """
     found = streams(encoder)
-    moments = {index: Moments(stream.writers[0][1].num_features) for index, stream in found.items()}
+    gathered: dict[int, Moments | Ranges] = {
+        index: (Moments if stream.linear else Ranges)(stream.writers[0][1].num_features)
+        for index, stream in found.items()
+    }
     with torch.no_grad(), evaluating(encoder):
         for images in batches if found else ():
             for index, maps in encoder.intermediates(images, sorted(found)).items():
-                moments[index].add(maps)
+                gathered[index].add(maps)
     for index, stream in found.items():
-        moments[index].join()
-        covariance = moments[index].covariance
-        passing = covariance if stream.linear else covariance.diagonal().diag()
-        fold(stream, whitening_map(passing, std))
+        patches = gathered[index]
+        patches.join()
+        fold(
+            stream,
+            whitening_map(patches.covariance, std)
+            if isinstance(patches, Moments)
+            else range_factors(patches, std).diag(),
+        )
     copy_from_main(encoder.backbone)  # processors may differ in the last digit
     return [encoder.stages[index]["module"] for index in found]
 
@@ -128,4 +135,22 @@ def whitening_map(covariance: Tensor, std: float) -> Tensor:
     shrunk = ((1 - _SHRINKAGE) * values + _SHRINKAGE * values.mean()).clamp_min(_TINY)
     matrix = (vectors * shrunk.rsqrt()) @ vectors.T
     scaled: Tensor = matrix * (std / (values / shrunk).mean().sqrt().clamp_min(_TINY))
+    return scaled
+
+
+def range_factors(patches: Ranges, std: float) -> Tensor:
+    """Return a positive factor for each channel that brings the channels to equal ranges.
+
+    A tenth of the mean range is mixed in, or channels that hardly vary would be blown up.
+
+    Args:
+        patches: Normal ones.
+        std: Root mean square standard deviation of a channel afterwards.
+
+    Returns:
+        Shape ``(C,)``, float64.
+    """
+    mixed = 0.9 * patches.range + 0.1 * patches.range.mean()
+    factors = 1 / mixed.clamp_min(_TINY)
+    scaled: Tensor = factors * (std / (patches.variance * factors.square()).mean().sqrt().clamp_min(_TINY))
     return scaled

@@ -12,10 +12,10 @@ from torch import nn
 
 from anomalib_msacl.backbone import create_backbone
 from anomalib_msacl.backbone.encoder import Encoder
-from anomalib_msacl.backbone.moments import Moments
+from anomalib_msacl.backbone.moments import Moments, Ranges
 from anomalib_msacl.backbone.realignment import realign
 from anomalib_msacl.backbone.streams import stream_of
-from anomalib_msacl.backbone.whitening import deviation, rescale, whiten, whitening_map
+from anomalib_msacl.backbone.whitening import deviation, range_factors, rescale, whiten, whitening_map
 
 STAGES = {
     "tf_efficientnet_lite0": ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"],
@@ -128,7 +128,7 @@ def test_what_cannot_be_realigned_is_left() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet26", "resnet26d"])
-def test_channels_of_a_resnet_get_equal_deviations_and_the_rest_stays(name: str) -> None:
+def test_channels_of_a_resnet_get_equal_ranges_and_the_rest_stays(name: str) -> None:
     encoder = encoder_of(name)
     index = range(len(encoder.stages))
     with torch.no_grad():
@@ -138,15 +138,39 @@ def test_channels_of_a_resnet_get_equal_deviations_and_the_rest_stays(name: str)
         after = encoder.intermediates(images(), list(index))
     torch.testing.assert_close(after[4], before[4], rtol=1e-3, atol=1e-4)
     for stage in (1, 2, 3):
-        variance = covariance(before[stage]).diagonal()
-        # A hundredth of the mean variance is mixed in, or channels of almost no variance would be blown up.
-        expected = variance / (0.99 * variance + 0.01 * variance.mean())
-        expected = 0.01 * expected / expected.mean()
-        torch.testing.assert_close(covariance(after[stage]).diagonal(), expected, rtol=1e-2, atol=1e-6)
-        alike = torch.corrcoef(after[stage].movedim(1, 0).flatten(1)).nan_to_num()
-        torch.testing.assert_close(
-            alike, torch.corrcoef(before[stage].movedim(1, 0).flatten(1)).nan_to_num(), rtol=0, atol=1e-3
-        )
+        ranges = [float(channel.max() - channel.mean()) for channel in before[stage].movedim(1, 0)]
+        mean = sum(ranges) / len(ranges)
+        # A tenth of the mean range is mixed in, or channels that hardly vary would be blown up.
+        factors = torch.tensor([1 / (0.9 * each + 0.1 * mean) for each in ranges])
+        expected = before[stage] * factors[:, None, None]
+        expected *= 0.1 / covariance(expected).diagonal().mean().sqrt()
+        torch.testing.assert_close(after[stage], expected.to(after[stage]), rtol=1e-3, atol=1e-4)
+
+
+def test_a_channel_that_is_silent_nearly_everywhere_does_not_drown_the_others() -> None:
+    """Equal deviations make its one patch the farthest of all, of a normal image; equal ranges do not."""
+    maps = torch.rand(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    maps[:, 0] = 0
+    maps[0, 0, 3, 3] = 1
+    ranges = Ranges(8)
+    for part in maps.split(2):
+        ranges.add(part)
+    scaled = maps * range_factors(ranges, 0.1)[:, None, None]
+    assert float(covariance(scaled).diagonal().mean().sqrt()) == pytest.approx(0.1, rel=1e-6)
+    highest = scaled.amax(dim=(0, 2, 3))
+    assert float(highest[0] / highest[1:].mean()) < 1.5
+    equal_deviations = maps / maps.movedim(1, 0).flatten(1).std(dim=1)[:, None, None]
+    highest = equal_deviations.amax(dim=(0, 2, 3))
+    assert float(highest[0] / highest[1:].mean()) > 5
+
+
+def test_channels_that_never_vary_keep_finite_factors() -> None:
+    for maps in (torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4), torch.eye(3)[None, :, :, None].expand(2, 3, 3, 3)):
+        ranges = Ranges(3)
+        ranges.add(maps)
+        factors = range_factors(ranges, 0.1)
+        assert factors.isfinite().all()
+        assert (factors > 0).all()
 
 
 def test_the_last_stage_of_a_resnet_is_scaled_where_it_is_a_layer() -> None:

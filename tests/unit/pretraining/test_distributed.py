@@ -16,7 +16,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from anomalib_msacl import pretrain
-from anomalib_msacl.backbone import Encoder, create_backbone
+from anomalib_msacl.backbone import Encoder, create_backbone, whiten
 from anomalib_msacl.lesions.mixture import LesionMixture, LesionOutput
 from anomalib_msacl.pretraining.devices import joining_strategy
 from anomalib_msacl.pretraining.exchange import exchange_of
@@ -113,6 +113,14 @@ def weights(processes: int, rank: int) -> dict[str, Tensor]:
     return found.weights
 
 
+def of_equal_range(images: Tensor, processes: int, rank: int) -> dict[str, Tensor]:
+    """Weights of a ResNet whose channels were brought to equal ranges; each process has other images."""
+    torch.manual_seed(6)
+    encoder = Encoder(create_backbone("test_resnet", "random")[0]).to(torch.get_default_dtype())
+    assert whiten(encoder, images[rank::processes].split(2), 0.1)
+    return {key: value.detach() for key, value in encoder.backbone.state_dict().items()}
+
+
 Found = dict[str, dict[str, Tensor]]
 
 
@@ -129,6 +137,7 @@ def everything(processes: int, rank: int) -> Found:
             for number in (1, 5):
                 found[f"{dtype} {number}"] = gradients(images[:number], processes, rank)
             found[f"{dtype} image"] = gradients(images[:4], processes, rank, positives="image", position_images=1)
+            found[f"{dtype} ranges"] = of_equal_range(images[:5], processes, rank)
             found[f"{dtype} run"] = weights(processes, rank)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -164,7 +173,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("case", ["1", "5", "image", "run"])
+@pytest.mark.parametrize("case", ["1", "5", "image", "ranges", "run"])
 def test_processes_give_what_one_gives(case: str, dtype: torch.dtype, one: Found, several: list[Found]) -> None:
     """One image: the second process has none. Five: shares of unequal size. A run: whitened, averaged, chosen."""
     name = f"{dtype} {case}"
