@@ -33,6 +33,7 @@ from anomalib_msacl.detectors.msacl import Msacl
 from anomalib_msacl.errors import InputError, show_in_one_line
 from anomalib_msacl.pretraining.checkpoints import Checkpoints
 from anomalib_msacl.pretraining.devices import devices_of
+from anomalib_msacl.pretraining.fingerprint import fingerprint
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import make_trainer
 from anomalib_msacl.pretraining.locking import alone_with
@@ -186,7 +187,7 @@ class MsaclPretraining(Callback):
             "made_for": task.provenance.own_entry(),
             "model_args": dict(task.provenance.model_args),
             "normalisation": [list(task.provenance.mean), list(task.provenance.std)],
-            "transforms": [repr(task.transform), repr(datamodule.train_augmentations)],
+            "transforms": [fingerprint(task.transform), fingerprint(datamodule.train_augmentations)],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -437,6 +437,30 @@ def test_maps_that_were_never_whitened_keep_their_scale_on_the_way_through_other
             torch.testing.assert_close(unit, first, rtol=1e-3, atol=1e-4)
 
 
+class Darker(nn.Module):
+    """An augmentation whose repr does not show its settings."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, image: Tensor, *masks: Tensor) -> Any:
+        return (image * self.factor, *masks) if masks else image * self.factor
+
+
+def test_weights_of_another_augmentation_are_not_reused(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    folders = []
+    for factor in (1.0, 0.5, 0.5):
+        made = callback(recipe=make_recipe(max_steps=0))
+        data = phantom(phantom_root, seed=0)
+        data.train_augmentations = Darker(factor)
+        make_engine(callbacks=[made]).fit(make_patchcore(), datamodule=data)
+        folders.append(made.directory)
+    assert folders[0] != folders[1] == folders[2]
+
+
 def test_the_same_tensors_with_another_story_are_not_reused(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
 ) -> None:
