@@ -8,9 +8,9 @@ covariances in units of normal variation.
 Where a stage of the backbone ends in a linear layer, as in EfficientNet and MobileNet, the map goes into the weights
 that write this feature map and its inverse into those that read it: the output of the network stays what it was, only
 the feature map has another basis. Stages that end in a ReLU, as in ResNet, let no more than a positive factor for each
-channel pass; these channels get equal ranges. With equal standard deviations a channel that is silent nearly everywhere
-would make the few normal patches where it is not the farthest of all. The maps of a vision transformer are only brought
-to a scale: anomalib reads all its blocks through the last norm, which takes one factor.
+channel pass; these channels get equal ranges. Equal standard deviations would enlarge a channel that is 0 in nearly all
+patches so much that the few normal patches with it lie farthest of all. The maps of a vision transformer are only
+brought to a scale: anomalib reads all its blocks through the last norm, which takes one factor.
 """
 
 from __future__ import annotations
@@ -54,12 +54,10 @@ def whiten(encoder: Encoder, batches: Iterable[Tensor], std: float) -> list[str]
     for index, stream in found.items():
         patches = gathered[index]
         patches.join()
-        fold(
-            stream,
-            whitening_map(patches.covariance, std)
-            if isinstance(patches, Moments)
-            else range_factors(patches, std).diag(),
-        )
+        if isinstance(patches, Moments):
+            fold(stream, whitening_map(patches.covariance, std))
+        else:
+            fold(stream, range_factors(patches, std).diag())
     copy_from_main(encoder.backbone)  # processors may differ in the last digit
     return [encoder.stages[index]["module"] for index in found]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -63,8 +64,11 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Return a setting as text and lists; of objects whose repr may hold an address the class alone."""
-    if isinstance(value, Tensor | np.ndarray):
-        return [str(value.dtype), value.tolist()]
+    if isinstance(value, Tensor):
+        raw = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()  # numpy knows no bfloat16
+        return [str(value.dtype), list(value.shape), hashlib.sha256(raw.tobytes()).hexdigest()]
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

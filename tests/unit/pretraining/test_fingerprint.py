@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import kornia.augmentation
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class Buffered(nn.Module):
         (Plain((0.1, 0.2)), Plain((0.1, 0.3))),
         (Plain({"sigma": [1]}), Plain({"sigma": [2]})),
         (Plain(torch.ones(2)), Plain(torch.zeros(2))),
+        (Plain(torch.ones(()).bfloat16()), Plain(torch.zeros(()).bfloat16())),
+        (Plain(torch.ones(4)), Plain(torch.ones(2, 2))),
+        (Plain(np.ones(2)), Plain(np.zeros(2))),
         (Plain(1, Plain(1)), Plain(1, Plain(2))),
         (Plain(1, v2.GaussianBlur(3)), Plain(1, v2.GaussianBlur(5))),
         (Buffered(1), Buffered(2)),
