@@ -117,7 +117,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     value = hashlib.sha256()
     for name in sorted(tensors):
         value.update(name.encode())
-        value.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+        raw = tensors[name].detach().cpu().reshape(-1).view(torch.uint8)  # numpy knows no bfloat16
+        value.update(raw.numpy().tobytes())
     return value.hexdigest()
 
 

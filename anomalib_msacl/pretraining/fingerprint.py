@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anomalib_msacl.backbone.tensors import digest
+
 
 def fingerprint(transform: Any) -> list[Any]:
     """Return what tells a transform from others as plain data, the same in every process.
@@ -65,8 +67,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Return a setting as text and lists; of objects whose repr may hold an address the class alone."""
     if isinstance(value, Tensor):
-        raw = value.detach().cpu().reshape(-1).view(torch.uint8).numpy()  # numpy knows no bfloat16
-        return [str(value.dtype), list(value.shape), hashlib.sha256(raw.tobytes()).hexdigest()]
+        return [str(value.dtype), list(value.shape), digest({"": value})]
     if isinstance(value, np.ndarray) and value.dtype != object:
         return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
     if isinstance(value, Mapping):

@@ -175,7 +175,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", ["1", "5", "image", "ranges", "run"])
 def test_processes_give_what_one_gives(case: str, dtype: torch.dtype, one: Found, several: list[Found]) -> None:
-    """One image: the second process has none. Five: shares of unequal size. A run: whitened, averaged, chosen."""
+    """One image: the second process has none. Five, ranges: unequal shares. A run: whitened, averaged, chosen."""
     name = f"{dtype} {case}"
     first = several[0][name]
     for found in several:
