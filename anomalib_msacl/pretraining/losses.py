@@ -225,6 +225,10 @@ class MultiCentring(nn.Module):
         self.centres.copy_(class_centres(z, classes, len(self.centres)))
         self.ready.fill_(value=True)
 
+    def release(self) -> None:
+        """Let the centres be fixed anew, for a new training that starts from other weights."""
+        self.ready.fill_(value=False)
+
     def forward(self, z: Tensor, classes: Tensor) -> Tensor:
         """Return the loss of features ``(B, D)`` of classes ``(B,)``."""
         scale = self.centres.square().sum(dim=1).mean().clamp_min(1e-12) if self.rescale else 1.0

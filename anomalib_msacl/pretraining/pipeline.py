@@ -182,6 +182,7 @@ class Pretraining:
         if not goes_on:  # what an earlier fit of the same model has left does not count
             self.choice, self.trainings, self.steps = Choice(), Trainings(self.recipe.trainings), 0
             self._initial, self._start = self._provenance, {}
+            self.terms.centring.release()
         self._start = self._start or copy_of(self.encoder.backbone)
         if self.recipe.choice.evaluations == 0:
             return
@@ -221,7 +222,7 @@ class Pretraining:
 
     @torch.no_grad()
     def fix_centres(self, images: NormalImages) -> None:
-        """Fix the class centres ``c_n = E f_theta0(a(x))``, once, if a term looks at them."""
+        """Fix the class centres ``c_n = E f_theta0(a(x))``, once in a run, if a term looks at them."""
         if not self.terms.needs_centres:
             return
         features, labels = [], []

@@ -40,15 +40,25 @@ def share_batches(trainer: Trainer) -> None:
     datamodule.train_dataloader = _Shared(datamodule.train_dataloader)
 
 
+def return_batches(trainer: Trainer) -> None:
+    """Take back what :func:`share_batches` has done: the next model may want other batches of the same datamodule."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if isinstance(getattr(datamodule, "train_dataloader", None), _Shared):
+        method = datamodule.train_dataloader.method
+        del datamodule.train_dataloader
+        if datamodule.train_dataloader != method:  # it was replaced on this object before, too
+            datamodule.train_dataloader = method
+
+
 class _Shared:
     """A method that returns a loader, whose loaders are shared."""
 
     def __init__(self, method: Callable[[], Any]) -> None:
-        self._method = method
+        self.method = method
 
     def __call__(self) -> Any:
         """Return the loader."""
-        return NormalImages(self._method()).shared()
+        return NormalImages(self.method()).shared()
 
 
 def training_images(module: AnomalibModule) -> NormalImages:

@@ -21,7 +21,7 @@ from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.backbone.folder import check_name
 from anomalib_msacl.compat import is_attached, set_max_steps
-from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, share_batches, training_images
+from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, return_batches, share_batches, training_images
 from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, refuse_normalize, warn_of_few_epochs
 from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
@@ -193,6 +193,11 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
         """Choose and save all the same when training was stopped early."""
         if not self._chosen:
             self._finish()
+
+    def teardown(self, stage: str) -> None:
+        """Leave the datamodule as it was."""
+        if stage == "fit":
+            return_batches(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""

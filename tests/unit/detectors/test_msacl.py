@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from anomalib_msacl.data import looks
 from anomalib_msacl.data.inspection import Inspection, inspect_image
 from anomalib_msacl.pretraining import Pretraining, Questions, Score
 from anomalib_msacl.pretraining.images import undisturbed
+from anomalib_msacl.pretraining.losses import MultiCentring
 from anomalib_msacl.recipe import ChoiceRecipe
 from tests.conftest import TINY, make_recipe, phantom
 
@@ -301,6 +303,42 @@ def test_a_second_fit_begins_where_the_first_has_ended(
     assert msacl.run.choice.kept == "step 1"
     assert equal(state(msacl), shown[4])
     assert "image AUROC 0.500 -> 0.600" in msacl.run.choice.verdict()
+
+
+def test_a_second_fit_fixes_centres_of_its_own_and_a_resumed_one_keeps_them(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[dict[str, torch.Tensor]] = []
+    original = MultiCentring.fix
+
+    def fix(self: MultiCentring, z: torch.Tensor, classes: torch.Tensor) -> None:
+        starts.append(state(msacl))
+        original(self, z, classes)
+
+    monkeypatch.setattr(MultiCentring, "fix", fix)
+    msacl, engine = make_msacl(make_recipe(**TINY, centring=1.0, average=1.0)), make_engine(max_steps=2)
+    train(msacl, engine, phantom_root)
+    ended = state(msacl)
+    train(msacl, make_engine(max_steps=3), phantom_root, ckpt_path=engine.best_model_path)
+    assert len(starts) == 1
+    msacl = Msacl.load_from_checkpoint(engine.best_model_path)
+    train(msacl, make_engine(max_steps=2), phantom_root)
+    assert len(starts) == 2
+    assert equal(starts[1], ended)
+    assert not equal(starts[0], ended)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_the_datamodule_is_left_as_it_was(
+    replaced: bool, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    data = phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.2, seed=0)
+    if replaced:
+        data.train_dataloader = partial(type(data).train_dataloader, data)
+    before = data.train_dataloader
+    make_engine(max_steps=1).fit(make_msacl(), datamodule=data)
+    assert data.train_dataloader == before
+    assert ("train_dataloader" in vars(data)) is replaced
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
