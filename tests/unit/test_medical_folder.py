@@ -164,6 +164,44 @@ def test_the_layout_of_medianomaly(root):
             MedicalFolder("mine", root, data_json="data.json").setup()
 
 
+def test_listed_images_have_the_masks_of_their_place(root):
+    lists = {"train": {"0": ["good/p0/0.png", "good/p0/1.png"]}, "test": {"1": ["bad/r0/0.png", "bad/r1/0.png"]}}
+    (root / "data.json").write_text(json.dumps(lists))
+    write_png(root / "bad/r1/0.png", 77)
+    for place in ("r0", "r1"):
+        write_mask(root / f"truth/bad/{place}/0_seg.png")
+    options = {"image_dir": ".", "mask_dir": "truth", "test_split_mode": "none", "val_split_mode": "none"}
+    data = MedicalFolder("mine", root, data_json="data.json", **options)
+    data.setup()
+    pairs = data.test_data.samples[["image_path", "mask_path"]].to_numpy().tolist()
+    assert pairs == [[str(root / f"bad/{p}/0.png"), str(root / f"truth/bad/{p}/0_seg.png")] for p in ("r0", "r1")]
+
+
+def test_images_of_several_folders_never_share_a_mask(root):
+    folders = {"abnormal_dir": ["bad/r0", "bad/r1"], "normal_test_dir": None, "val_split_mode": "none"}
+    write_png(root / "bad/r1/0.png", 77)
+    write_mask(root / "masks/r1/0.png")
+    for index in range(4):
+        write_mask(root / f"truth/{index}.png")
+    said = message_of(root, **folders, mask_dir="truth")
+    assert re.search(r"1 masks would .* several images each, .*truth/0.png \(.*r0/0.png and .*r1/0.png\); name a", said)
+    assert "name a mask folder for each abnormal_dir" in said
+    pairs = ready(root, **folders, mask_dir=["masks/r0", "masks/r1"]).test_data.samples
+    pairs = pairs[pairs["label_index"] == 1]
+    assert (pairs["mask_path"] == pairs["image_path"].str.replace("/bad/", "/masks/")).all()
+    write_png(root / "bad/r0/0_mask.png", 78)  # whose own mask, and that of 0.png, the same file could be
+    (root / "masks/r0/0.png").rename(root / "masks/r0/0_mask.png")
+    assert "1 masks would belong" in message_of(root, **folders, mask_dir=["masks/r0", "masks/r1"])
+
+
+def test_images_without_masks_may_have_one_name(root):
+    write_png(root / "good/p0/0.bmp", 77)
+    write_png(root / "held_out/q0/0.bmp", 78)
+    assert len(ready(root, val_split_mode="none").train_data) == 9
+    write_png(root / "bad/r0/0.bmp", 79)
+    assert ready(root, mask_dir=None).test_data.samples["label_index"].sum() == 5
+
+
 def test_settings_that_exclude_each_other(root):
     for changes, words in (
         ({"data_json": "data.json"}, "either normal_dir"),
@@ -300,7 +338,7 @@ DAMAGES = {
     ).unlink(),
     r"2.png \(2 masks\)": lambda root: write_mask(root / "masks/r1/2_mask.png"),
     "two files of a folder have one name, .*0.bmp and 0.png|0.png and 0.bmp": lambda root: write_png(
-        root / "good/p0/0.bmp", 77
+        root / "bad/r0/0.bmp", 77
     ),
 }
 
