@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +16,7 @@ from anomalib_msacl.medical.window import ALL_OF_8_BITS, Window
 _WHOLE = (0.1, 99.9)  # percentiles of `auto`, where nothing else says what is black and what is white
 _DEPTHS = (8, 10, 12, 14, 16, 32)
 _SAMPLES = 2000  # values of an image that percentiles are taken from
+_COLUMNS = 20  # that these come from at least, where an image has many
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class Sample:
         """Take values of an image, evenly spaced, padding left out."""
         empty: Array = np.zeros(0, dtype=np.float32)
         inside = image.levels if image.padding is None else image.levels[~image.padding]
-        levels = empty if image.colour else inside.ravel()
+        row = image.values[0].size if image.padding is None else int((~image.padding).sum(axis=1).max())
         lowest = float(image.values.min())
-        stored = image.values.ravel()[:: image.values.size // _SAMPLES + 1]
+        stored = _spaced(image.values, image.values[0].size)
         above = stored[stored > lowest]
         return cls(
-            levels=levels[:: len(levels) // _SAMPLES + 1],
+            levels=empty if image.colour else _spaced(inside, row),
             lowest=lowest,
             highest=float(image.values.max()),
             middle=float(np.median(above)) if above.size else lowest,
@@ -273,6 +275,26 @@ class Intensity:
             parts.append("each DICOM file by its own window")
         rule = f"{self.rule} {list(self.limits)}" if self.limits else self.rule
         return f"{rule}: {'; '.join(parts) or 'colours by the highest value of their type'}"
+
+
+def _spaced(values: Array, row: int) -> Array:
+    """Return some values of an image, evenly spaced, of many columns.
+
+    Args:
+        values: The values, row by row.
+        row: How many of them a row has.
+    """
+    step = values.size // _SAMPLES + 1
+    if _columns(step, row) < min(row / 4, _COLUMNS):  # as where the step is the length of a row
+        step += step // 8  # a step or two more would follow a diagonal
+        while _columns(step, row) < min(row / 4, _COLUMNS):
+            step += 1
+    return values.ravel()[::step].copy()  # a view would keep all of the image in memory
+
+
+def _columns(step: int, row: int) -> int:
+    """Return how many columns every n-th value comes from."""
+    return row // math.gcd(step, row)
 
 
 def _no_window(image: RawImage | Sample) -> str:

@@ -22,6 +22,8 @@ from anomalib_msacl.data import ImageReader, Slices
 from anomalib_msacl.data.depth import deep_files
 from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.medical.dicom import read_dicom
+from anomalib_msacl.medical.image import RawImage
+from anomalib_msacl.medical.intensity import Sample
 from anomalib_msacl.medical.raster import read_raster
 from tests.medical_files import LOSSLESS, change_dicom, tissue, write_dicom, write_nifti
 
@@ -174,6 +176,31 @@ def test_percentiles_are_those_of_the_training_images(tmp_path):
     low, high = np.percentile(pixels, [10, 90])
     expected = ((pixels - low) / (high - low)).clip(0, 1)
     assert np.allclose(grey(tmp_path / "a.png", {"percentile": [10, 90]}), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "size", [(1999, 300), (1999, 2000), (999, 400), (3999, 150), (499, 1000), (199, 500), (665, 99)]
+)
+def test_percentiles_are_those_of_all_columns(size, padded):
+    height, width = size
+    columns = np.sin(np.linspace(0, 3 * np.pi, width)) * 500 + np.linspace(0, 300, width)
+    values = np.tile(columns.astype(np.float32), (height, 1))
+    padding = np.pad(np.zeros(size, bool), [(0, 0), (7, 4)], constant_values=True) if padded else None
+    image = RawImage(np.pad(values, [(0, 0), (7, 4)]) if padded else values, "dicom", padding=padding)
+    sample = Sample.of(image)
+    assert 1500 <= len(sample.levels) <= 2001
+    for percentile in (0.1, 25, 50, 75, 99.9):
+        assert np.percentile(sample.levels, percentile) == pytest.approx(np.percentile(values, percentile), abs=50)
+    assert sample.middle == pytest.approx(np.median(image.values), abs=60)
+
+
+@pytest.mark.parametrize("size", [28, 64, 128, 224, 256, 320, 512, 1024, 2048])
+def test_samples_of_usual_sizes_are_those_of_earlier_versions(size):
+    values = np.arange(size * size, dtype=np.float32).reshape(size, size)
+    levels = Sample.of(RawImage(values, "raster")).levels
+    assert np.array_equal(levels, values.ravel()[:: size * size // 2000 + 1])
+    assert levels.base is None  # which would be the whole image, of each image of a data set
 
 
 @pytest.mark.parametrize(
