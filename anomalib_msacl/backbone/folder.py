@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,16 @@ from torch import nn
 
 from anomalib_msacl.backbone.provenance import Provenance
 from anomalib_msacl.backbone.tensors import digest, exists, read_file
-from anomalib_msacl.errors import InputError, first_line
+from anomalib_msacl.errors import InputError, first_line, name_some
 
 logger = logging.getLogger(__name__)
 
 _HASH = "sha256_of_tensors"
 _LARGEST = 1 << 24  # bytes of a configuration
 FILES = ("README.md", "config.json", "model.safetensors")
+CANDIDATES = "candidates.csv"
+# What a folder of weights may hold and still be replaced; the last three come from file managers.
+_OURS = {*FILES, CANDIDATES, ".DS_Store", "Thumbs.db", "desktop.ini"}
 
 # Arguments of an architecture that are decided here: all backbones are without classifier, for RGB images of any size.
 _OWN_ARGS = {"num_classes", "global_pool", "in_chans", "dynamic_img_size"}
@@ -49,7 +52,7 @@ def save_backbone(
 
     Args:
         model: A backbone of :func:`anomalib_msacl.backbone.create_backbone`.
-        directory: Folder to write; an earlier one of weights is replaced.
+        directory: Folder to write; an earlier one of weights is replaced if nothing else is in it.
         provenance: What the weights are.
         card: Text of the model card.
         more: Further text files, by name.
@@ -63,7 +66,7 @@ def save_backbone(
     directory = Path(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        check_target(directory)
+        check_target(directory, more or ())
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=_saving(directory)) as temporary:
             _write(model, Path(temporary), provenance, {**(more or {}), "README.md": card})
             _put(Path(temporary), directory)
@@ -91,13 +94,16 @@ def _write(model: nn.Module, temporary: Path, provenance: Provenance, texts: Map
 
 
 def _put(temporary: Path, directory: Path) -> None:
-    """Put a folder that is written into its place."""
+    """Put a folder that is written into its place; where that fails, the old one stays."""
+    old = temporary / "old"
     if directory.exists():
-        directory.rename(temporary / "old")
+        directory.rename(old)
     try:
         (temporary / "weights").rename(directory)
-    except OSError:  # another run with the same content was faster: its folder is as good
-        if not (directory / "config.json").is_file():
+    except OSError:
+        if not (directory / "config.json").is_file():  # else another run was faster: its folder is as good
+            if old.exists():
+                old.rename(directory)
             raise
     sync(directory.parent)
 
@@ -151,9 +157,9 @@ def check_place(directory: str | Path, model: nn.Module) -> None:
     Raises:
         InputError: If they could not be saved.
     """
-    check_target(directory)
     parent = Path(directory).parent
     try:
+        check_target(directory)
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=parent):
             pass
@@ -193,21 +199,38 @@ def check_name(what: str, path: Any) -> None:
             ) from error
 
 
-def check_target(directory: str | Path) -> None:
-    """Refuse to replace a folder that is not one of weights.
+def check_target(directory: str | Path, more: Iterable[str] = ()) -> None:
+    """Refuse to replace what is not a folder of weights and of nothing else.
 
     Args:
         directory: Where weights are to be saved.
+        more: Names of further files that are to be saved there.
 
     Raises:
         InputError: If it is a file, or a folder with something else in it.
     """
     path = Path(directory)
     check_name("the folder for weights", path)
-    if path.is_dir() and ((path / "config.json").is_file() or not any(path.iterdir())):
-        return
-    if path.exists():
-        raise InputError(f"weights cannot be saved to {path}, which holds something else; name a new or empty folder.")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"weights cannot be saved to {path}, which is no folder; name a new or empty one.")
+    entries = sorted(path.iterdir()) if path.is_dir() else []
+    others = [entry.name for entry in entries if entry.name not in {*_OURS, *more} or not entry.is_file()]
+    if entries and not others and not _is_described(path):  # a config.json can be of anything
+        others = [entry.name for entry in entries]
+    if others:
+        raise InputError(
+            f"weights cannot be saved to {path}, which holds something else ({name_some(others)}); name a new or empty "
+            "folder, or move that away."
+        )
+
+
+def _is_described(folder: Path) -> bool:
+    """Whether a folder has the configuration of weights."""
+    try:
+        read_config(folder)
+    except InputError:
+        return False
+    return True
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from PIL import Image
 
 from anomalib_msacl.data.files import UnreadableError, read_bytes
+from anomalib_msacl.data.netpbm import is_deep_netpbm
 from anomalib_msacl.errors import name_some
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ def sample_bits(image: Image.Image, content: bytes) -> int:
         import imagecodecs  # noqa: PLC0415  # only for files that need it
 
         return int(imagecodecs.jpeg2k_decode(content).dtype.itemsize) * 8
+    if image.format == "PPM" and is_deep_netpbm(content):
+        return 16
     return 32 if image.mode in {"I", "F"} else 16 if image.mode.startswith("I;16") else 8
 
 

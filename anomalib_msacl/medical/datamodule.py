@@ -164,8 +164,8 @@ class MedicalDataModule(MedMixSplit):
         """Look into every file and mask, and raise :class:`InputError` where they cannot be used together."""
         contents = inspect_each(self.reader.inspect, [str(file.path) for file in files], _MAX_THREADS)
         check_contents(list(contents.values()))
-        frames = {str(file.mask): contents[str(file.path)].frames for file in files if file.mask}
-        masks = inspect_each(lambda path: self.reader.inspect_mask(path, frames[path]), frames, _MAX_THREADS)
+        images = {str(file.mask): contents[str(file.path)] for file in files if file.mask}
+        masks = inspect_each(lambda path: self.reader.inspect_mask(path, images[path]), images, _MAX_THREADS)
         check_fit(files, contents, masks)
         check_colours(list(contents.values()))
         return Findings(contents, masks)

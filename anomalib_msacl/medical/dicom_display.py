@@ -11,6 +11,7 @@ from anomalib_msacl.medical.image import Array, RawImage
 from anomalib_msacl.medical.window import ALL_OF_8_BITS, Window
 
 _FAR = 1e12  # beyond any stored value: a window maps it to an end of its output range
+_NUMBERS = ("WindowCenter", "WindowWidth")
 
 
 def colour_image(pixels: Array, bits: int) -> RawImage:
@@ -33,6 +34,7 @@ def grey_image(stored: Array, dataset: Any, pixels: Any) -> RawImage:
     if limits:
         span = sorted(float(value) for value in pixels.apply_modality_lut(np.array(limits), dataset))
     inverse = dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
+    unusable = _settle_window(dataset)
     window = _window(dataset)
     shown = None
     if window or span:
@@ -51,6 +53,7 @@ def grey_image(stored: Array, dataset: Any, pixels: Any) -> RawImage:
         window=window or (ALL_OF_8_BITS if int(dataset.BitsStored) <= 8 else ""),
         inverse=inverse,
         padding=padding,
+        unusable=unusable,
     )
 
 
@@ -62,16 +65,47 @@ def _stored_range(stored: Array, dataset: Any) -> list[int] | None:
     return [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] if signed else [0, 2**bits - 1]
 
 
+def _settle_window(dataset: Any) -> str:
+    """Take a window that means nothing out of the attributes, and give one without a function the usual one.
+
+    Returns:
+        The window that was taken out, in words; empty where there was none.
+    """
+    if None in [dataset.get(name) for name in _NUMBERS]:
+        return ""
+    window = _numbers(dataset)
+    # elements are removed and made anew, for they are those of the whole file
+    for name in ("VOILUTFunction", *(() if window.usable else _NUMBERS)):
+        if name in dataset:
+            del dataset[name]
+    if window.usable:
+        dataset.VOILUTFunction = window.function
+        return ""
+    return f"centre {window.centre:g}, width {window.width:g}, {window.function}"
+
+
 def _window(dataset: Any) -> str:
     """Return a name for the window or table of a file, the same for the same one; empty where it has none."""
     table = (dataset.get("VOILUTSequence") or [None])[0]
     if table is not None and table.get("LUTDescriptor") is not None and table.get("LUTData") is not None:
-        return f"LUT {hashlib.sha256(repr(table.LUTData).encode()).hexdigest()[:12]}"
-    parts = [dataset.get(name) for name in ("WindowCenter", "WindowWidth")]
-    if None in parts:
-        return ""
-    centre, width = (float(np.atleast_1d(part)[0]) for part in parts)  # of several, the first is shown
-    return str(Window(centre, width, str(dataset.get("VOILUTFunction", "LINEAR")).upper()))
+        first = int(table.LUTDescriptor[1])  # the value of the first entry, mostly 0, as all names once took it to be
+        content = f"{table.LUTData!r}{f' from {first}' if first else ''}"
+        return f"LUT {hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    return "" if None in [dataset.get(name) for name in _NUMBERS] else str(_numbers(dataset))
+
+
+def _numbers(dataset: Any) -> Window:
+    """Return the window of a file; of several, the first is shown. What is no number is NaN."""
+    centre, width = (_number(dataset.get(name)) for name in _NUMBERS)
+    return Window(centre, width, str(dataset.get("VOILUTFunction") or "LINEAR").upper())
+
+
+def _number(value: Any) -> float:
+    """Return the first of some numbers, as pydicom gives them."""
+    try:
+        return float(np.atleast_1d(value)[0])
+    except (TypeError, ValueError, IndexError):
+        return float("nan")
 
 
 def _shown_range(dataset: Any, pixels: Any, window: str, span: list[float] | None) -> tuple[float, float]:

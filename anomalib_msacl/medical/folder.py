@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class MedicalFolder(MedicalDataModule, Folder):
         normal_test_dir: Folder or folders of normal test images. If None, ``test_split_ratio`` of the training images
             are held out for the test, by patient.
         mask_dir: Folder or folders of masks: one for each folder of abnormal images, or one for all. A mask has the
-            place and name of its image, with any extension, or the name with ``_mask`` or ``_seg`` at its end.
+            place and name of its image, with any extension, or the name with ``_mask`` or ``_seg`` at its end. No two
+            images may share one.
         data_json: In place of the folders: a file as MedIAnomaly publishes it, ``{"train": {"0": [names]}, "test":
             {"0": [names], "1": [names]}}``, below ``root``.
         image_dir: Folder that the names in ``data_json`` are relative to.
@@ -79,7 +81,7 @@ class MedicalFolder(MedicalDataModule, Folder):
         """Return the files that folders or the list name.
 
         Raises:
-            InputError: If a folder or file is missing, two images of a folder have one name, or masks do not match.
+            InputError: If a folder or file is missing, or masks do not match.
         """
         check_root(self.folder, self.name)
         return self._listed_files() if self.data_json else self._found_files()
@@ -93,30 +95,24 @@ class MedicalFolder(MedicalDataModule, Folder):
         )
         files = []
         for argument, folders, label, split in parts:
-            images = [self._images(argument, folder) for folder in as_list(folders)]
-            masks = self._masks(images) if label == LabelName.ABNORMAL and self.mask_dir else {}
-            files += [File(path, label, split, masks.get(path)) for found in images for path in found.values()]
+            images = [(self.folder / folder, self._images(argument, folder)) for folder in as_list(folders)]
+            masks: dict[Path, Path] = {}
+            if self.mask_dir and label == LabelName.ABNORMAL:
+                masks = self._masks([_by_place(found, folder) for folder, found in images])
+            files += [File(path, label, split, masks.get(path)) for _, found in images for path in found]
         return files
 
-    def _images(self, argument: str, folder: str | Path) -> dict[str, Path]:
-        """Return the images of a folder by their path in it, without extension."""
+    def _images(self, argument: str, folder: str | Path) -> list[Path]:
+        """Return the images of a folder."""
         path, endings = self.folder / folder, self.extensions or EXTENSIONS
-        images = find_images(
+        return find_images(
             argument, self.folder, folder, lambda file: is_image(file, path, self.extensions), tuple(endings)
         )
-        named: dict[str, Path] = {}
-        twice = []
-        for image in images:
-            key = (image.relative_to(path).parent / stem_of(image)).as_posix()
-            twice += [f"{named[key]} and {image.name}"] if key in named else []
-            named[key] = image
-        if twice:
-            raise InputError(f"two files of a folder have one name, {name_some(twice)}: rename or remove one of them")
-        return named
 
     def _masks(self, images: Sequence[dict[str, Path]]) -> dict[Path, Path]:
-        """Return the mask of each abnormal image."""
-        masks = [self._images("mask_dir", folder) for folder in as_list(self.mask_dir)]
+        """Return the mask of each abnormal image, which are given by their places in each folder."""
+        folders = as_list(self.mask_dir)
+        masks = [_by_place(self._images("mask_dir", folder), self.folder / folder) for folder in folders]
         if len(masks) not in {1, len(images)}:
             raise InputError(
                 f"there are {len(masks)} folders in mask_dir and {len(images)} in abnormal_dir: name one for each, or "
@@ -137,12 +133,44 @@ class MedicalFolder(MedicalDataModule, Folder):
                 f"{len(without)} abnormal images have no mask, or more than one, of their name in mask_dir "
                 f"'{self.mask_dir}', {name_some(without)}: give each of them exactly one"
             )
+        _check_shared(pairs)
         return pairs
 
     def _listed_files(self) -> list[File]:
         """Return the files of a list as MedIAnomaly publishes it."""
-        files = listed_files(self.folder / str(self.data_json), self.folder / self.image_dir)
+        folder = self.folder / self.image_dir
+        files = listed_files(self.folder / str(self.data_json), folder)
         if not self.mask_dir:
             return files
-        masks = self._masks([{stem_of(f.path): f.path for f in files if f.label == LabelName.ABNORMAL}])
+        masks = self._masks([_by_place([file.path for file in files if file.label == LabelName.ABNORMAL], folder)])
         return [File(file.path, file.label, file.split, masks.get(file.path)) for file in files]
+
+
+def _by_place(files: Sequence[Path], folder: Path) -> dict[str, Path]:
+    """Return files by their path in a folder, without extension, by which images and masks pair up.
+
+    Raises:
+        InputError: If two of them have one.
+    """
+    named: dict[str, Path] = {}
+    twice = []
+    for file in dict.fromkeys(files):
+        key = (Path(os.path.relpath(file.parent, folder)) / stem_of(file)).as_posix()
+        twice += [f"{named[key]} and {file.name}"] if key in named else []
+        named[key] = file
+    if twice:
+        raise InputError(f"two files of a folder have one name, {name_some(twice)}: rename or remove one of them")
+    return named
+
+
+def _check_shared(pairs: Mapping[Path, Path]) -> None:
+    """Raise :class:`InputError` where images share a mask, which can be that of one of them only."""
+    images: dict[Path, list[str]] = {}
+    for image, mask in pairs.items():
+        images.setdefault(mask, []).append(str(image))
+    shared = [f"{mask} ({' and '.join(names)})" for mask, names in images.items() if len(names) > 1]
+    if shared:
+        raise InputError(
+            f"{len(shared)} masks would belong to several images each, {name_some(shared)}; name a mask folder for "
+            "each abnormal_dir, or give each image a mask of its own name"
+        )

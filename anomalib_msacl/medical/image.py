@@ -26,6 +26,7 @@ class RawImage:
         window: Names the window or table that ``shown`` follows; empty where the DICOM file has none.
         inverse: Low values are bright (MONOCHROME1, MinIsWhite).
         padding: True where there is no image, shape ``(H, W)``; None if the file names no such value.
+        unusable: The window that the DICOM file names though it means nothing, in words; empty where there is none.
     """
 
     values: Array
@@ -35,6 +36,7 @@ class RawImage:
     window: str = ""
     inverse: bool = False
     padding: Array | None = None
+    unusable: str = ""
 
     @property
     def colour(self) -> bool:

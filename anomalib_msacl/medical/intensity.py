@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +16,7 @@ from anomalib_msacl.medical.window import ALL_OF_8_BITS, Window
 _WHOLE = (0.1, 99.9)  # percentiles of `auto`, where nothing else says what is black and what is white
 _DEPTHS = (8, 10, 12, 14, 16, 32)
 _SAMPLES = 2000  # values of an image that percentiles are taken from
-_NO_WINDOW = "has no window of its own: set another intensity than dicom"
+_COLUMNS = 20  # that these come from at least, where an image has many
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Sample:
         kind: Kind of file.
         range: Lowest and highest value that the file's type can hold; None where that says nothing.
         shows_nothing: Whether the DICOM file's own window makes all of the image one value.
+        unusable: The window that the DICOM file names though it means nothing; empty where there is none.
     """
 
     levels: Array
@@ -41,18 +43,19 @@ class Sample:
     kind: str
     range: tuple[float, float] | None
     shows_nothing: bool
+    unusable: str = ""
 
     @classmethod
     def of(cls, image: RawImage) -> Sample:
         """Take values of an image, evenly spaced, padding left out."""
         empty: Array = np.zeros(0, dtype=np.float32)
         inside = image.levels if image.padding is None else image.levels[~image.padding]
-        levels = empty if image.colour else inside.ravel()
+        row = image.values[0].size if image.padding is None else int((~image.padding).sum(axis=1).max())
         lowest = float(image.values.min())
-        stored = image.values.ravel()[:: image.values.size // _SAMPLES + 1]
+        stored = _spaced(image.values, image.values[0].size)
         above = stored[stored > lowest]
         return cls(
-            levels=levels[:: len(levels) // _SAMPLES + 1],
+            levels=empty if image.colour else _spaced(inside, row),
             lowest=lowest,
             highest=float(image.values.max()),
             middle=float(np.median(above)) if above.size else lowest,
@@ -60,6 +63,7 @@ class Sample:
             kind=image.kind,
             range=image.range,
             shows_nothing=image.shown is not None and bool(np.ptp(image.shown) == 0),
+            unusable=image.unusable,
         )
 
     @property
@@ -152,7 +156,7 @@ class Intensity:
             if image.shown is not None and (image.window or self.rule != "dicom"):
                 return image.shown
         if self.rule == "dicom":
-            raise UnreadableError(_NO_WINDOW)
+            raise UnreadableError(_no_window(image))
         if self.rule == "window" and self.window:
             scaled = _scaled(image.values, self.window)
             scaled = 1 - scaled if image.inverse else scaled
@@ -180,7 +184,7 @@ class Intensity:
         if not len(sample.levels) or self.rule not in ("auto", "dicom"):
             return ""
         if self.rule == "dicom":
-            return "" if sample.window else _NO_WINDOW
+            return "" if sample.window else _no_window(sample)
         if sample.kind == "dicom" and self.own_window:
             return self._no_common_window(sample) if self._is_other(sample.window) else ""
         if sample.kind == "raster" and sample.integer:
@@ -271,6 +275,32 @@ class Intensity:
             parts.append("each DICOM file by its own window")
         rule = f"{self.rule} {list(self.limits)}" if self.limits else self.rule
         return f"{rule}: {'; '.join(parts) or 'colours by the highest value of their type'}"
+
+
+def _spaced(values: Array, row: int) -> Array:
+    """Return some values of an image, evenly spaced, of many columns.
+
+    Args:
+        values: The values, row by row.
+        row: How many of them a row has.
+    """
+    step = values.size // _SAMPLES + 1
+    if _columns(step, row) < min(row / 4, _COLUMNS):  # as where the step is the length of a row
+        step += step // 8  # a step or two more would follow a diagonal
+        while _columns(step, row) < min(row / 4, _COLUMNS):
+            step += 1
+    return values.ravel()[::step].copy()  # a view would keep all of the image in memory
+
+
+def _columns(step: int, row: int) -> int:
+    """Return how many columns every n-th value comes from."""
+    return row // math.gcd(step, row)
+
+
+def _no_window(image: RawImage | Sample) -> str:
+    """Say that a DICOM file does not say how it is shown."""
+    has = f"has a window that cannot be used ({image.unusable})" if image.unusable else "has no window of its own"
+    return f"{has}: set another intensity than dicom"
 
 
 def _unlike(image: RawImage | Sample) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from anomalib_msacl.medical.slices import Slices
 
 _LARGEST = 2**30  # voxels: 4 GiB as float32
 _GZIP = 1100  # gzip packs about 1030 bytes into one at best
+_APART = 0.25  # of a voxel: headers are rounded, as to 32 bits, and the nearest voxel is still the right one
 
 
 def nifti_slices(path: Path, slices: Slices) -> list[int]:
@@ -64,6 +67,47 @@ def nifti_shape(path: Path) -> tuple[int, ...]:
     return tuple(int(length) for length in _opened(path).shape)
 
 
+def check_same_grid(mask: Path, image: Path) -> None:
+    """Check by the headers that the voxels of a mask are those of its image, one for one.
+
+    Raises:
+        UnreadableError: If they are not; in words about the mask.
+        InputError: If nibabel is not installed.
+    """
+    (shape, affine), (expected, place) = _grid(mask), _grid(image)
+    if shape != expected:
+        raise UnreadableError(
+            f"has {_words(shape)} voxels and its image {image.name} {_words(expected)}: give the mask the voxels of "
+            "its image"
+        )
+    corners = np.array([(*corner, 1) for corner in itertools.product(*[(0, length - 1) for length in shape])])
+    gaps = np.linalg.norm((corners @ (affine - place).T)[:, :3], axis=1)
+    if gaps.max() > _APART * np.linalg.norm(place[:3, :3], axis=0).min():
+        raise UnreadableError(
+            f"lies up to {gaps.max():.3g} mm from its image {image.name} by the affines of their headers: save the "
+            "mask with the header of its image"
+        )
+
+
+def nifti_length(path: Path, axis: int) -> int:
+    """Return how many slices a volume has along an axis after it was turned to RAS, as its header names them.
+
+    Raises:
+        UnreadableError: As :func:`nifti_shape`.
+        InputError: If nibabel is not installed.
+    """
+    return _grid(path)[0][axis]
+
+
+def _grid(path: Path) -> tuple[tuple[int, ...], Array]:
+    """Return shape and affine of a volume in RAS orientation, by its header."""
+    image, orientations = _opened(path), medical_library("nibabel.orientations", path)
+    turned = orientations.io_orientation(image.affine)
+    shape = tuple(int(image.shape[axis]) for axis in np.argsort(turned[:, 0]))
+    affine: Array = image.affine @ orientations.inv_ornt_aff(turned, image.shape)
+    return shape, affine
+
+
 @lru_cache(maxsize=4)  # slices of a volume are mostly read one after the other
 def _volume(path: Path, modified: int) -> Array:
     """Return a volume in RAS orientation; ``modified`` keeps a changed file from being taken for the old one."""
@@ -90,7 +134,7 @@ def _opened(path: Path) -> Any:
 
 def _check_size(path: Path, image: Any) -> None:
     """Raise :class:`UnreadableError` where the header asks for more than the file can hold, or memory should."""
-    shape = " x ".join(str(length) for length in image.shape)
+    shape = _words(image.shape)
     voxels = math.prod(int(length) for length in image.shape)
     expected = voxels * int(image.get_data_dtype().itemsize)
     length = path.stat().st_size * (_GZIP if path.name.lower().endswith(".gz") else 1)
@@ -98,3 +142,8 @@ def _check_size(path: Path, image: Any) -> None:
         raise UnreadableError(f"is shorter than its header says, which asks for {shape} voxels")
     if voxels > _LARGEST:
         raise UnreadableError(f"has {shape} voxels, more than the {_LARGEST} that are read: crop or resample it")
+
+
+def _words(shape: Sequence[int]) -> str:
+    """Return the lengths of a volume's axes in words."""
+    return " x ".join(str(length) for length in shape)

@@ -12,6 +12,7 @@ from PIL import Image
 from anomalib_msacl.data.depth import sample_bits
 from anomalib_msacl.data.files import UnreadableError, read_bytes
 from anomalib_msacl.data.inspection import images_in, opened
+from anomalib_msacl.data.netpbm import is_deep_netpbm, read_deep_netpbm
 from anomalib_msacl.medical.image import Array, RawImage
 
 _TIFF_PHOTOMETRIC = 262
@@ -32,6 +33,8 @@ def read_raster(path: Path) -> RawImage:
     """
     content = read_bytes(path)
     with opened(content) as image:
+        if is_deep_netpbm(content):
+            return _raw_image(*read_deep_netpbm(content), inverse=False)
         image.load()
         number = images_in(image)
         if number > 1:

@@ -21,7 +21,7 @@ from anomalib_msacl.medical.image import Array, RawImage
 from anomalib_msacl.medical.inset import without_inset
 from anomalib_msacl.medical.intensity import Intensity, Sample
 from anomalib_msacl.medical.kinds import kind_of
-from anomalib_msacl.medical.nifti import nifti_slices, read_nifti
+from anomalib_msacl.medical.nifti import check_same_grid, nifti_length, nifti_slices, read_nifti
 from anomalib_msacl.medical.raster import read_raster
 from anomalib_msacl.medical.slices import Slices
 
@@ -160,18 +160,20 @@ class ImageReader:
         except UnreadableError as error:
             return Contents(path, problem=str(error))
 
-    def inspect_mask(self, path: str, frames: Sequence[int]) -> MaskContents:
-        """Decode a mask and say in which frames there is a lesion.
+    def inspect_mask(self, path: str, image: Contents) -> MaskContents:
+        """Decode a mask and say in which frames there is a lesion, or why its frames are not those of its image.
 
         Args:
             path: The file.
-            frames: Frames of the image that it belongs to.
+            image: What was found in the image that it belongs to.
 
         Raises:
             InputError: If a library is missing.
         """
         try:
-            pairs = {frame: self._lesion(Path(path), frame) for frame in frames}
+            with plain_words():
+                _check_same_frames(Path(path), Path(image.path), self.slices)
+            pairs = {frame: self._lesion(Path(path), frame) for frame in image.frames}
         except UnreadableError as error:
             return MaskContents(problem=str(error))
         height, width = next(iter(pairs.values()))[0].shape
@@ -239,11 +241,30 @@ def frames_of(path: Path, slices: Slices) -> list[int]:
         UnreadableError: If the file is broken.
         InputError: If a library is missing.
     """
+    if kind_of(path) == "nifti":
+        return nifti_slices(path, slices)
+    number = _number_of_frames(path, slices)
+    return slices.of(number) if number > 1 else [0]
+
+
+def _number_of_frames(path: Path, slices: Slices) -> int:
+    """Return how many slices or frames a file has, by its header."""
     kind = kind_of(path)
     if kind == "nifti":
-        return nifti_slices(path, slices)
-    number = dicom_frames(path) if kind == "dicom" else 1
-    return slices.of(number) if number > 1 else [0]
+        return nifti_length(path, slices.axis)
+    return dicom_frames(path) if kind == "dicom" else 1
+
+
+def _check_same_frames(mask: Path, image: Path, slices: Slices) -> None:
+    """Raise :class:`UnreadableError` where the slices or frames of a mask are not those of its image, one for one."""
+    if kind_of(mask) == kind_of(image) == "nifti":
+        check_same_grid(mask, image)
+        return
+    number, expected = (_number_of_frames(path, slices) for path in (mask, image))
+    if number != expected:
+        raise UnreadableError(
+            f"has {number} slices or frames and its image {image.name} {expected}: give the mask one for each"
+        )
 
 
 def _decoded(path: Path, frame: int, slices: Slices) -> RawImage:

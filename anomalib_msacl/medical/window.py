@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from anomalib_msacl.medical.image import Array
 
 ALL_OF_8_BITS = "all of 8 bits"
 """Name of what shows DICOM files of 8 bits that have no window."""
+
+_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 # Earlier checkpoints name all windows of a file, as in "[40, 600] / [400, 1500] LINEAR"; the first is what is shown.
 _NAME = re.compile(r"\[?([^][, ]+)[^/]* / \[?([^][, ]+).* (LINEAR|LINEAR_EXACT|SIGMOID)")
@@ -38,6 +41,13 @@ class Window:
             return cls(float(found[1]), float(found[2]), found[3]) if found else None
         except ValueError:
             return None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the standard says what it shows."""
+        if self.function not in _FUNCTIONS or not math.isfinite(self.centre) or not math.isfinite(self.width):
+            return False
+        return self.width >= 1 if self.function == "LINEAR" else self.width > 0
 
     def __str__(self) -> str:
         """Return its name: the same for the same window, however a file writes its numbers."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from anomalib_msacl.backbone import Encoder, Provenance, rescale, save_backbone
 from anomalib_msacl.backbone.card import CardFacts, model_card
+from anomalib_msacl.backbone.folder import CANDIDATES
 from anomalib_msacl.backbone.tensors import StateDict, copy_of
 from anomalib_msacl.pretraining.questions import Score
 from anomalib_msacl.recipe import Recipe
@@ -45,7 +46,7 @@ class Pretrained:
         """Save the backbone in timm's folder format with a model card, and ``candidates.csv`` where there was a choice.
 
         Args:
-            directory: Folder to write; an earlier one of weights is replaced.
+            directory: Folder to write; an earlier one of weights is replaced if nothing else is in it.
             data: Name of the data set, for the model card.
             images: Number of training images, for the model card.
 
@@ -58,7 +59,7 @@ class Pretrained:
         facts = CardFacts(self.recipe.plain(), data, "unknown" if images is None else images, self.steps)
         if self.steps or compared:
             facts = replace(facts, verdict=self.verdict, candidates=compared, kept=self.kept)
-        more = {"candidates.csv": _table(compared, self.kept)} if compared else {}
+        more = {CANDIDATES: _table(compared, self.kept)} if compared else {}
         return save_backbone(encoder.backbone, directory, provenance, model_card(provenance, facts), more)
 
 

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -163,6 +164,44 @@ def test_the_layout_of_medianomaly(root):
             MedicalFolder("mine", root, data_json="data.json").setup()
 
 
+def test_listed_images_have_the_masks_of_their_place(root):
+    lists = {"train": {"0": ["good/p0/0.png", "good/p0/1.png"]}, "test": {"1": ["bad/r0/0.png", "bad/r1/0.png"]}}
+    (root / "data.json").write_text(json.dumps(lists))
+    write_png(root / "bad/r1/0.png", 77)
+    for place in ("r0", "r1"):
+        write_mask(root / f"truth/bad/{place}/0_seg.png")
+    options = {"image_dir": ".", "mask_dir": "truth", "test_split_mode": "none", "val_split_mode": "none"}
+    data = MedicalFolder("mine", root, data_json="data.json", **options)
+    data.setup()
+    pairs = data.test_data.samples[["image_path", "mask_path"]].to_numpy().tolist()
+    assert pairs == [[str(root / f"bad/{p}/0.png"), str(root / f"truth/bad/{p}/0_seg.png")] for p in ("r0", "r1")]
+
+
+def test_images_of_several_folders_never_share_a_mask(root):
+    folders = {"abnormal_dir": ["bad/r0", "bad/r1"], "normal_test_dir": None, "val_split_mode": "none"}
+    write_png(root / "bad/r1/0.png", 77)
+    write_mask(root / "masks/r1/0.png")
+    for index in range(4):
+        write_mask(root / f"truth/{index}.png")
+    said = message_of(root, **folders, mask_dir="truth")
+    assert re.search(r"1 masks would .* several images each, .*truth/0.png \(.*r0/0.png and .*r1/0.png\); name a", said)
+    assert "name a mask folder for each abnormal_dir" in said
+    pairs = ready(root, **folders, mask_dir=["masks/r0", "masks/r1"]).test_data.samples
+    pairs = pairs[pairs["label_index"] == 1]
+    assert (pairs["mask_path"] == pairs["image_path"].str.replace("/bad/", "/masks/")).all()
+    write_png(root / "bad/r0/0_mask.png", 78)  # whose own mask, and that of 0.png, the same file could be
+    (root / "masks/r0/0.png").rename(root / "masks/r0/0_mask.png")
+    assert "1 masks would belong" in message_of(root, **folders, mask_dir=["masks/r0", "masks/r1"])
+
+
+def test_images_without_masks_may_have_one_name(root):
+    write_png(root / "good/p0/0.bmp", 77)
+    write_png(root / "held_out/q0/0.bmp", 78)
+    assert len(ready(root, val_split_mode="none").train_data) == 9
+    write_png(root / "bad/r0/0.bmp", 79)
+    assert ready(root, mask_dir=None).test_data.samples["label_index"].sum() == 5
+
+
 def test_settings_that_exclude_each_other(root):
     for changes, words in (
         ({"data_json": "data.json"}, "either normal_dir"),
@@ -299,7 +338,7 @@ DAMAGES = {
     ).unlink(),
     r"2.png \(2 masks\)": lambda root: write_mask(root / "masks/r1/2_mask.png"),
     "two files of a folder have one name, .*0.bmp and 0.png|0.png and 0.bmp": lambda root: write_png(
-        root / "good/p0/0.bmp", 77
+        root / "bad/r0/0.bmp", 77
     ),
 }
 
@@ -333,6 +372,80 @@ def test_mixed_sizes_need_a_resize(root, make_patchcore, make_engine):
     engine.fit(make_patchcore(), datamodule=make(root))
     with pytest.raises(InputError, match=r"images have 2 different sizes, most of them 40 x 48 but not .*large.png"):
         engine.fit(make_patchcore(pre_processor=False), datamodule=make(root))
+
+
+# Masks of volumes
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+OBLIQUE = np.array([[0.68, 0.12, 0.1, -90.3], [-0.1, 0.69, -0.2, -110.2], [-0.13, 0.11, 2.9, 41.7], [0, 0, 0, 1]])
+
+
+def with_volume(root: Path, mask: np.ndarray, of_image: np.ndarray, of_mask: np.ndarray) -> MedicalFolder:
+    """A datamodule of two normal volumes and an abnormal one of 6 slices, with a mask."""
+    for index in range(3):
+        volume = np.stack([tissue(10 * index + k, (24, 20)) for k in range(6)], axis=-1).astype(np.int16)
+        write_nifti(root / f"{'bad' if index == 2 else 'good'}/{index}.nii.gz", volume, of_image)
+    write_nifti(root / "masks/2.nii.gz", mask, of_mask)
+    return make(root, normal_test_dir=None, test_split_mode="none", val_split_mode="none")
+
+
+def lesion_in(slices: slice, number: int = 6) -> np.ndarray:
+    mask = np.zeros((24, 20, number), np.uint8)
+    mask[3:9, 4:14, slices] = 1
+    return mask
+
+
+@pytest.mark.parametrize("name", ["the same", "rounded", "stored in another order"])
+def test_masks_with_the_header_of_their_volume_fit(tmp_path, name):
+    affine, mask = OBLIQUE, lesion_in(slice(0, 2))
+    if name == "rounded":
+        affine = OBLIQUE + np.random.default_rng(0).uniform(-1, 1, (4, 4)) * np.array([[1e-4], [1e-4], [1e-4], [0]])
+    if name == "stored in another order":
+        turned = np.array([[2, -1], [0, 1], [1, -1]])
+        affine = OBLIQUE @ nibabel.orientations.inv_ornt_aff(turned, mask.shape)
+        mask = nibabel.orientations.apply_orientation(mask, turned)
+    folder = with_volume(tmp_path, mask, OBLIQUE, affine)
+    folder.setup()
+    assert folder.test_data.samples.sort_values("frame")["label_index"].tolist() == [1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "of_image", "of_mask", "message"),
+    [
+        (
+            lesion_in(slice(2)),
+            LPS,
+            np.eye(4),
+            r"lies up to \S+ mm from its image 2.nii.gz by .*: save the mask with the",
+        ),
+        (lesion_in(slice(2)), np.diag([1.0, 1.0, -1.0, 1.0]), np.eye(4), "lies up to 5 mm from"),
+        (lesion_in(slice(2)), np.eye(4), np.eye(4) + 0.5 * np.eye(4, k=3), "lies up to 0.5 mm from"),
+        (lesion_in(slice(3, 5), 9), np.eye(4), np.eye(4), "has 24 x 20 x 9 voxels and its image 2.nii.gz 24 x 20 x 6"),
+        (lesion_in(slice(2), 4), np.eye(4), np.eye(4), "has 24 x 20 x 4 voxels"),
+    ],
+)
+def test_masks_of_other_voxels_than_those_of_their_volume_are_refused(tmp_path, mask, of_image, of_mask, message):
+    with pytest.raises(InputError, match=f"2.nii.gz {message}"):
+        with_volume(tmp_path, mask, of_image, of_mask).setup()
+
+
+@pytest.mark.parametrize(("frames", "of_mask"), [(5, 1), (5, 3), (1, 5)])
+def test_masks_of_another_number_of_frames_are_refused(tmp_path, frames, of_mask):
+    for index in range(2):
+        write_dicom(tmp_path / f"good/{index}.dcm", tissue(index))
+    pixels = np.stack([tissue(index) for index in range(5)])
+    mask = np.zeros((5, 64, 64), np.uint8)
+    mask[:, 5:15, 5:15] = 255
+    write_dicom(tmp_path / "bad/0.dcm", pixels if frames > 1 else pixels[0])
+    write_dicom(tmp_path / "masks/0.dcm", mask[:of_mask] if of_mask > 1 else mask[0], bits=8)
+    said = message_of(tmp_path, normal_test_dir=None, test_split_mode="none")
+    assert (
+        f"masks/0.dcm has {of_mask} slices or frames and its image 0.dcm {frames}: give the mask one for each" in said
+    )
+    if of_mask == 1:  # a picture is of one slice, too
+        (tmp_path / "masks/0.dcm").unlink()
+        Image.fromarray(mask[0]).save(tmp_path / "masks/0.png")
+        assert "0.png has 1 slices or frames" in message_of(tmp_path, normal_test_dir=None, test_split_mode="none")
 
 
 # What the log says of the intensity

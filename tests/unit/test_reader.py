@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from anomalib_msacl import InputError
 from anomalib_msacl.data import ImageReader, Slices
+from anomalib_msacl.data.depth import deep_files
 from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.medical.dicom import read_dicom
+from anomalib_msacl.medical.image import RawImage
+from anomalib_msacl.medical.intensity import Sample
+from anomalib_msacl.medical.raster import read_raster
 from tests.medical_files import LOSSLESS, change_dicom, tissue, write_dicom, write_nifti
 
 
@@ -87,6 +92,48 @@ def test_all_sixteen_bits_of_coloured_pictures_are_read(tmp_path, name):
     assert np.array_equal(read(tmp_path / name).permute(1, 2, 0).numpy(), pixels / np.float32(65535))
 
 
+def netpbm(pixels: np.ndarray, highest: int, plain: bool, comment: bytes = b"# of a scanner\n") -> bytes:
+    kind = (5 if pixels.ndim == 2 else 6) - 3 * plain
+    header = f"P{kind}\n".encode() + comment + f"{pixels.shape[1]} {pixels.shape[0]}\n{highest}\n".encode()
+    return header + (" ".join(map(str, pixels.ravel())).encode() if plain else pixels.astype(">u2").tobytes())
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("highest", [1023, 4095, 65535])
+def test_deep_pgm_and_ppm_are_read_as_the_same_picture_in_png(tmp_path, highest, plain):
+    pixels = tissue(0, (30, 20), low=0, high=highest)
+    (tmp_path / "a.pgm").write_bytes(netpbm(pixels, highest, plain))
+    save_deep(tmp_path / "a.png", pixels)
+    assert np.array_equal(grey(tmp_path / "a.pgm"), grey(tmp_path / "a.png"))
+    assert np.array_equal(read_raster(tmp_path / "a.pgm").values, pixels)
+    colours = np.stack([pixels, pixels // 2, pixels // 3], axis=-1)
+    (tmp_path / "a.ppm").write_bytes(netpbm(colours, highest, plain))
+    assert np.allclose(read(tmp_path / "a.ppm").permute(1, 2, 0), colours / highest, atol=1e-6)
+    assert deep_files([str(tmp_path / "a.pgm"), str(tmp_path / "a.ppm")])[1:]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (netpbm(np.ones((9, 8), int), 4095, plain=False)[:-5], "is cut off: it has 69 of the 72 values"),
+        (netpbm(np.ones((9, 8), int), 4095, plain=True)[:-5], "is cut off: it has 69 of the 72 values"),
+        (
+            netpbm(np.full((9, 8), 5000), 4095, plain=False),
+            "has values from 5000 to 5000, and its header allows 0 to 4095",
+        ),
+        (netpbm(np.full((9, 8), -1), 4095, plain=True), "has values from -1"),
+        (b"P5 4000000000 4000000000 4095\n1234", "has|is|cannot"),
+        (b"P2 3 3 4095\n1 2 3 four 5 6 7 8 9", "is broken"),
+        (b"P5 3", "is not an image|is broken"),
+    ],
+)
+def test_broken_deep_pgm_files_are_told(tmp_path, content, problem):
+    (tmp_path / "a.pgm").write_bytes(content)
+    found = ImageReader.of().inspect(str(tmp_path / "a.pgm")).problem
+    assert re.match(problem, found), found
+    assert len(found) < 200
+
+
 def test_twelve_bits_in_sixteen_fill_the_range(tmp_path):
     pixels = tissue(0, low=0, high=3500)
     save_deep(tmp_path / "a.png", pixels)
@@ -129,6 +176,31 @@ def test_percentiles_are_those_of_the_training_images(tmp_path):
     low, high = np.percentile(pixels, [10, 90])
     expected = ((pixels - low) / (high - low)).clip(0, 1)
     assert np.allclose(grey(tmp_path / "a.png", {"percentile": [10, 90]}), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "size", [(1999, 300), (1999, 2000), (999, 400), (3999, 150), (499, 1000), (199, 500), (665, 99)]
+)
+def test_percentiles_are_those_of_all_columns(size, padded):
+    height, width = size
+    columns = np.sin(np.linspace(0, 3 * np.pi, width)) * 500 + np.linspace(0, 300, width)
+    values = np.tile(columns.astype(np.float32), (height, 1))
+    padding = np.pad(np.zeros(size, bool), [(0, 0), (7, 4)], constant_values=True) if padded else None
+    image = RawImage(np.pad(values, [(0, 0), (7, 4)]) if padded else values, "dicom", padding=padding)
+    sample = Sample.of(image)
+    assert 1500 <= len(sample.levels) <= 2001
+    for percentile in (0.1, 25, 50, 75, 99.9):
+        assert np.percentile(sample.levels, percentile) == pytest.approx(np.percentile(values, percentile), abs=50)
+    assert sample.middle == pytest.approx(np.median(image.values), abs=60)
+
+
+@pytest.mark.parametrize("size", [28, 64, 128, 224, 256, 320, 512, 1024, 2048])
+def test_samples_of_usual_sizes_are_those_of_earlier_versions(size):
+    values = np.arange(size * size, dtype=np.float32).reshape(size, size)
+    levels = Sample.of(RawImage(values, "raster")).levels
+    assert np.array_equal(levels, values.ravel()[:: size * size // 2000 + 1])
+    assert levels.base is None  # which would be the whole image, of each image of a data set
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,70 @@ def test_a_file_without_a_window_is_refused_where_each_goes_by_its_own(tmp_path)
         ImageReader.of("dicom").read(path)
 
 
+UNUSABLE = [
+    ({"WindowCenter": 40, "WindowWidth": 0}, "centre 40, width 0, LINEAR"),
+    ({"WindowCenter": 0.5, "WindowWidth": 0.8}, "centre 0.5, width 0.8, LINEAR"),
+    ({"WindowCenter": 40, "WindowWidth": -2, "VOILUTFunction": "SIGMOID"}, "centre 40, width -2, SIGMOID"),
+    ({"WindowCenter": 40, "WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"}, "centre 40, width 0, LINEAR_EXACT"),
+    ({"WindowCenter": 40, "WindowWidth": 9, "VOILUTFunction": "CUBIC"}, "centre 40, width 9, CUBIC"),
+    ({"WindowCenter": [0.5, 40], "WindowWidth": [0.8, 400]}, "centre 0.5, width 0.8, LINEAR"),
+]
+
+
+@pytest.mark.parametrize(("tags", "named"), UNUSABLE)
+def test_a_window_that_means_nothing_counts_as_none(tmp_path, tags, named):
+    plain = write_dicom(tmp_path / "plain.dcm", tissue(1))
+    path = write_dicom(tmp_path / "a.dcm", tissue(1), **tags)
+    for intensity in ("auto", {"window": [900, 1500]}, {"percentile": [1, 99]}):
+        assert np.array_equal(
+            fitted(path, intensity=intensity).read_array(path), fitted(plain, intensity=intensity).read_array(plain)
+        )
+    common = write_dicom(tmp_path / "common.dcm", tissue(2), **COMMON)
+    assert np.array_equal(fitted(common).read_array(path), fitted(common).read_array(plain))
+    with pytest.raises(UnreadableError, match=rf"a window that cannot be used \({named}\): set another intensity than"):
+        ImageReader.of("dicom").read(path)
+    write_training(tmp_path, **COMMON)
+    assert f"cannot be used ({named}): set another intensity than dicom" in refusal(
+        tmp_path, write_dicom(tmp_path / "new/a.dcm", tissue(1), **tags), intensity="dicom"
+    )
+
+
+def test_a_window_that_is_no_number_counts_as_none(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", tissue(1), WindowCenter=40, WindowWidth=123456)
+    path.write_bytes(path.read_bytes().replace(b"123456", b"narrow"))
+    assert fitted(path).read_array(path).max() == 1
+    with pytest.raises(UnreadableError, match="centre 40, width nan, LINEAR"):
+        ImageReader.of("dicom").read(path)
+
+
+@pytest.mark.parametrize("function", ["", None, "linear"])
+def test_a_window_without_a_function_is_linear(tmp_path, function):
+    usual = write_dicom(tmp_path / "a.dcm", tissue(1), **COMMON)
+    path = write_dicom(tmp_path / "b.dcm", tissue(1), **COMMON, VOILUTFunction=function)
+    assert np.array_equal(
+        fitted(path, intensity="dicom").read_array(path), fitted(usual, intensity="dicom").read_array(usual)
+    )
+    assert fitted(usual, path).intensity.common_window == fitted(usual).intensity.common_window != ""
+
+
+def test_the_attributes_of_a_file_stay_as_they_are_whatever_a_frame_names(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", np.stack([tissue(1), tissue(2)]), WindowCenter=40, WindowWidth=0)
+    for frame in (0, 1, 0):
+        with pytest.raises(UnreadableError, match="centre 40, width 0"):
+            ImageReader.of("dicom").read(path, frame)
+
+
+def test_tables_of_another_first_value_are_others(tmp_path):
+    entries = np.linspace(0, 1023, 2000)
+    paths = []
+    for first in (0, 500):
+        item = table(entries)
+        item[0].LUTDescriptor = [2000, first, 10]
+        paths.append(write_dicom(tmp_path / f"{first}.dcm", tissue(1), VOILUTSequence=item))
+    assert fitted(paths[0]).intensity.common_window != ""
+    assert fitted(*paths).intensity.common_window == ""
+
+
 # Depth
 
 

@@ -175,12 +175,60 @@ def test_the_digest_sees_one_bit_and_the_names() -> None:
     assert digest(tensors) == digest(dict(reversed(tensors.items())))
 
 
-def test_a_folder_with_something_else_in_it_is_never_replaced(tmp_path: Path) -> None:
-    (tmp_path / "precious.txt").write_text("mine")
+@pytest.mark.parametrize(
+    "mine",
+    [
+        {"precious.txt": "mine"},
+        {"config.json": '{"study": "lung"}'},
+        {"config.json": '{"architectures": ["BertModel"]}', "model.safetensors": "", "README.md": ""},
+        {"config.json": '{"architecture": "resnet18"}', "scans/1.nii": "mine"},
+        {"model.safetensors": "without a configuration"},
+        {"config.json": '{"architecture": "resnet18"}', "README.md/notes.txt": "mine"},
+    ],
+)
+def test_a_folder_with_something_else_in_it_is_never_replaced(mine: dict[str, str], tmp_path: Path) -> None:
+    for name, text in mine.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     model, _ = create_backbone("test_resnet", "random")
-    with pytest.raises(InputError, match=r"holds something else; name a new or empty folder"):
+    other = max(mine, key=lambda name: "/" in name).split("/")[0]
+    with pytest.raises(InputError, match=rf"holds something else \(.*{other}.*\); name a new or empty folder"):
         save(model, "test_resnet", tmp_path)
-    assert (tmp_path / "precious.txt").read_text() == "mine"
+    assert {name: (tmp_path / name).read_text() for name in mine} == mine
+
+
+def test_weights_with_a_file_of_the_users_beside_them_are_not_replaced(folder: tuple[nn.Module, Path]) -> None:
+    (folder[1] / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds something else \(notes.txt\)"):
+        save(folder[0], "test_resnet", folder[1])
+    assert (folder[1] / "notes.txt").read_text() == "mine"
+
+
+def test_weights_and_their_further_files_are_replaced(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        model, made = create_backbone("test_resnet", "random")
+        save_backbone(model, tmp_path / "saved", made, text, {"candidates.csv": text, "figures.txt": text})
+        (tmp_path / "saved" / ".DS_Store").write_text("of a file manager")
+    (tmp_path / "saved" / "figures.txt").unlink()  # which a save without it would not make again
+    save(model, "test_resnet", tmp_path / "saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(FILES)
+
+
+def test_weights_stay_where_new_ones_cannot_be_put(
+    folder: tuple[nn.Module, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(create_backbone("test_resnet", str(folder[1]))[0].state_dict())
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "weights":
+            raise OSError("Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(InputError, match="Input/output error"):
+        save(create_backbone("test_resnet", "random")[0], "test_resnet", folder[1])
+    assert digest(create_backbone("test_resnet", str(folder[1]))[0].state_dict()) == before
 
 
 def test_hand_over_reaches_models_that_timm_wraps() -> None:
