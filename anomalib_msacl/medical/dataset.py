@@ -18,6 +18,7 @@ from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.batches import MedicalBatch, MedicalItem
 from anomalib_msacl.medical.reader import ImageReader
+from anomalib_msacl.medical.unpacked import UnpackedVolumes
 
 
 class MedicalDataset(AnomalibDataset):
@@ -36,6 +37,7 @@ class MedicalDataset(AnomalibDataset):
         super().__init__()
         self.reader = reader
         self.previews = ScratchFolder("previews")
+        self.volumes = UnpackedVolumes()
         self._name = name
         self.samples = samples
 
@@ -61,13 +63,14 @@ class MedicalDataset(AnomalibDataset):
             InputError: If the file cannot be read any more.
         """
         row = self.samples.iloc[index]
-        masked = self.samples.attrs["task"] == "segmentation"
+        masked, training = self.samples.attrs["task"] == "segmentation", row.split == Split.TRAIN.value
+        file = self.volumes.path_of(row.image_path) if training else row.image_path  # others are read in their order
         try:
-            image = self.reader.read(row.image_path, int(row[Column.FRAME]))
+            image = self.reader.read(file, int(row[Column.FRAME]))
             mask = self.reader.read_mask(row.mask_path, int(row[Column.FRAME])) if masked and row.mask_path else None
         except UnreadableError as error:
             raise InputError(f"{row.image_path}, or its mask, {error}") from error
-        shown = row.image_path if row.split == Split.TRAIN.value else self._shown(row, image)
+        shown = row.image_path if training else self._shown(row, image)
         if masked and mask is None:
             mask = Mask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
         if self.augmentations:

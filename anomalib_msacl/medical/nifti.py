@@ -30,12 +30,12 @@ def nifti_slices(path: Path, slices: Slices) -> list[int]:
         UnreadableError: If the file is no volume of three axes, or holds NaN or infinite values.
         InputError: If nibabel is not installed.
     """
-    volume = _volume(path, path.stat().st_mtime_ns)
-    check_finite(volume)
-    chosen = slices.of(volume.shape[slices.axis])
+    volume, axis = _volume(path, path.stat().st_mtime_ns), slices.axis
+    volume.check()
+    chosen = slices.of(volume.length(axis))
     if not chosen:
-        raise UnreadableError(f"has {volume.shape[slices.axis]} slices on axis {slices.axis}, none of which is chosen")
-    return [index for index in chosen if np.ptp(volume.take(index, slices.axis)) > 0]
+        raise UnreadableError(f"has {volume.length(axis)} slices on axis {axis}, none of which is chosen")
+    return [index for index in chosen if np.ptp(volume.slice_of(axis, index)) > 0]
 
 
 def read_nifti(path: Path, index: int, slices: Slices) -> RawImage:
@@ -54,7 +54,7 @@ def read_nifti(path: Path, index: int, slices: Slices) -> RawImage:
         InputError: If nibabel is not installed.
     """
     volume = _volume(path, path.stat().st_mtime_ns)
-    return RawImage(np.ascontiguousarray(np.rot90(volume.take(index, slices.axis))), "nifti")
+    return RawImage(np.ascontiguousarray(np.rot90(volume.slice_of(slices.axis, index))), "nifti")
 
 
 def nifti_shape(path: Path) -> tuple[int, ...]:
@@ -102,19 +102,69 @@ def nifti_length(path: Path, axis: int) -> int:
 def _grid(path: Path) -> tuple[tuple[int, ...], Array]:
     """Return shape and affine of a volume in RAS orientation, by its header."""
     image, orientations = _opened(path), medical_library("nibabel.orientations", path)
-    turned = orientations.io_orientation(image.affine)
-    shape = tuple(int(image.shape[axis]) for axis in np.argsort(turned[:, 0]))
-    affine: Array = image.affine @ orientations.inv_ornt_aff(turned, image.shape)
+    turn = _turn(path, image)
+    shape = tuple(int(image.shape[axis]) for axis in np.argsort(turn[:, 0]))
+    affine: Array = image.affine @ orientations.inv_ornt_aff(turn, image.shape)
     return shape, affine
 
 
+class _Volume:
+    """A volume as it is stored, whose slices are turned to RAS orientation and scaled one at a time.
+
+    The voxels of an uncompressed file stay on disk until a slice asks for them.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UnreadableError: As :func:`nifti_slices`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        image = _opened(path)
+        self._turn = _turn(path, image)
+        self._stored = image.dataobj.get_unscaled()
+        self._scaling = float(image.dataobj.slope), float(image.dataobj.inter)
+        self._orient = medical_library("nibabel.orientations", path).apply_orientation
+        self._scale = medical_library("nibabel.volumeutils", path).apply_read_scaling
+
+    def _axis(self, axis: int) -> int:
+        """Return which stored axis is an axis in RAS orientation."""
+        return int(np.flatnonzero(self._turn[:, 0] == axis)[0])
+
+    def length(self, axis: int) -> int:
+        """Return how many slices there are on an axis in RAS orientation."""
+        return int(self._stored.shape[self._axis(axis)])
+
+    def check(self) -> None:
+        """Raise :class:`UnreadableError` where a voxel is NaN or infinite."""
+        if self._stored.dtype.kind == "f":
+            check_finite(self._stored)
+
+    def slice_of(self, axis: int, index: int) -> Array:
+        """Return a slice of shape ``(A, B)``, float32, for the two other axes in RAS orientation."""
+        stored_axis = self._axis(axis)
+        if self._turn[stored_axis, 1] < 0:
+            index = self.length(axis) - 1 - index
+        # An index, and not `take`, which would copy all of a volume in Fortran order.
+        slab = np.asarray(self._stored[(slice(None),) * stored_axis + (slice(index, index + 1),)])
+        turned = self._orient(self._scale(slab, *self._scaling), self._turn)
+        return np.array(turned[(slice(None),) * axis + (0,)], dtype=np.float32)
+
+
 @lru_cache(maxsize=4)  # slices of a volume are mostly read one after the other
-def _volume(path: Path, modified: int) -> Array:
-    """Return a volume in RAS orientation; ``modified`` keeps a changed file from being taken for the old one."""
+def _volume(path: Path, modified: int) -> _Volume:
+    """Return a volume; ``modified`` keeps a changed file from being taken for the old one."""
     del modified
-    image = _opened(path)
-    volume: Array = np.asarray(medical_library("nibabel", path).as_closest_canonical(image).dataobj, dtype=np.float32)
-    return volume
+    return _Volume(path)
+
+
+def _turn(path: Path, image: Any) -> Array:
+    """Return what turns a volume to RAS orientation: of each stored axis the new place and the direction."""
+    turn: Array = medical_library("nibabel.orientations", path).io_orientation(image.affine)
+    if np.isnan(turn).any():
+        raise UnreadableError("has an affine that leaves out an axis, so which way is up is not known: mend its header")
+    return turn
 
 
 def _opened(path: Path) -> Any:
@@ -129,6 +179,8 @@ def _opened(path: Path) -> Any:
     if len(image.shape) != 3:
         raise UnreadableError(f"has {len(image.shape)} axes instead of 3: save each volume as a file of its own")
     _check_size(path, image)
+    if image.get_data_dtype().kind not in "iuf":
+        raise UnreadableError("holds colours or complex numbers: save one number for each voxel")
     return image
 
 
