@@ -26,6 +26,7 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities.data import dim_zero_cat
 
+from anomalib_msacl.compat import decided
 from anomalib_msacl.data.splits import patients_of
 from anomalib_msacl.errors import InputError
 
@@ -286,7 +287,7 @@ class MedicalEvaluator(Evaluator):
     ) -> None:
         """Update all metrics; the post-processor has been at the batch."""
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self.medical.update(batch, self._patients[batch_idx] if self._patients else None)
+        self.medical.update(decided(batch, pl_module), self._patients[batch_idx] if self._patients else None)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log all figures."""

@@ -13,6 +13,7 @@ from anomalib.models.components import AnomalibModule
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_msacl.compat import decided, undecided
 from anomalib_msacl.metrics import Evidence
 
 _SIDE = 128  # pixels of the maps that are kept: enough to look at, and small enough to keep them all
@@ -76,12 +77,12 @@ def predict(
         The outcome; None where there are no test images.
     """
     batches = engine.predict(model=model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=True)
-    post = model.post_processor
-    threshold = getattr(post, "normalized_image_threshold", None) if post else None
-    known = threshold is not None and not bool(torch.isnan(torch.as_tensor(post.image_threshold)))  # type: ignore[union-attr]
     if not batches:
         return None
-    return outcome_of(batches, float(threshold) if known and threshold is not None else None)
+    known = model.post_processor and "pred_label" not in undecided(model)
+    threshold = getattr(model.post_processor, "normalized_image_threshold", None) if known else None
+    decisions = [decided(batch, model) for batch in batches]
+    return outcome_of(decisions, None if threshold is None else float(threshold))
 
 
 def outcome_of(batches: Iterable[Any], threshold: float | None = None) -> Outcome:
