@@ -31,6 +31,7 @@ class Outcome:
         maps: Anomaly maps of at most 128 pixels a side, shape ``(N, h, w)``, float16; None for models without maps.
         masks: True masks of the same size, shape ``(N, h, w)``, bool; None without any.
         threshold: Score above which an image is called abnormal; None without one.
+        frames: Index of the slice or frame in the file of each image; empty where the datamodule does not tell.
     """
 
     paths: Sequence[str]
@@ -40,6 +41,7 @@ class Outcome:
     maps: Tensor | None
     masks: Tensor | None
     threshold: float | None
+    frames: Sequence[int] = ()
 
     @property
     def files(self) -> list[Hashable]:
@@ -102,6 +104,7 @@ def outcome_of(batches: Iterable[Any], threshold: float | None = None) -> Outcom
         _joined(batches, "anomaly_map", lambda found: _small(found, "bilinear").half()),
         _joined(batches, "gt_mask", lambda found: _small(found, "area") > 0),
         threshold,
+        [frame for batch in batches for frame in getattr(batch, "frames", ())],
     )
 
 

@@ -230,7 +230,10 @@ def _engine(run: Run, **options: Any) -> AbstractContextManager[Engine]:
 
 def _of_the_same_images(found: Findings, before: Outcome | None) -> Outcome | None:
     """Return an outcome if it is of the images of the one after; they are set side by side, row by row."""
-    if before is None or found.after is None or list(before.paths) == list(found.after.paths):
+    after = found.after
+    if before is None or after is None:
+        return before
+    if (list(before.paths), list(before.frames)) == (list(after.paths), list(after.frames)):
         return before
     found.missing["before"] = (
         "The datamodule gave other test images for the untouched backbone, so that the two cannot be set side by side."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from anomalib_msacl import InputError
 from anomalib_msacl.backbone.card import CardFacts
 from anomalib_msacl.cli import main
-from anomalib_msacl.comparison import Trial, find_layout, interval, resampled_difference, summary
+from anomalib_msacl.comparison import Trial, find_layout, interval, resampled_difference, summary, write_scores
 from anomalib_msacl.comparison import trials as trials_module
 from anomalib_msacl.comparison.configured import Configured
-from anomalib_msacl.comparison.outcome import Outcome
+from anomalib_msacl.comparison.outcome import Outcome, outcome_of
 from anomalib_msacl.comparison.resampling import draw, strata
 from anomalib_msacl.comparison.roc import roc_band
 
@@ -252,6 +253,58 @@ def test_without_labels_the_command_says_what_can_be_said(
     assert "nothing can be said of real lesions" in printed
     assert "| Padim | 0    | ." in printed
     assert not (tmp_path / "out" / "scores.csv").exists()
+
+
+def test_configurations_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Runs of one class leave files of one name; their seeds are not those of one method."""
+    content = {"model": {"class_path": "anomalib.models.Patchcore"}}
+
+    def names(*places: str, changes: dict[int, str] | None = None) -> list[str]:
+        paths = {row: {"model": {"class_path": path}} for row, path in (changes or {}).items()}
+        models = [Configured(paths.get(row, content), str(tmp_path / place)) for row, place in enumerate(places)]
+        return trials_module._names(models)
+
+    assert names("x/v0/config.yaml", "x/v1/config.yaml") == ["Patchcore (v0)", "Patchcore (v1)"]
+    assert names("x/v0/config.yaml", "y/v0/config.yaml", "y/v1/config.yaml", "mine.yaml", changes={3: "a.Padim"}) == [
+        *("Patchcore (x/v0)", "Patchcore (y/v0)", "Patchcore (y/v1)"),
+        "Padim",
+    ]
+    assert names("config.yaml", "v0/config.yaml") == ["Patchcore (config.yaml)", "Patchcore (v0/config.yaml)"]
+    assert names("a.yaml", "a.yml") == ["Patchcore (a.yaml)", "Patchcore (a.yml)"]
+    assert names("x/a.yaml", "y/b.yaml") == ["Patchcore (a)", "Patchcore (b)"]
+    with pytest.raises(InputError, match=r"more than once; name each configuration once"):
+        names("x/v0/config.yaml", "x/../x/v0/config.yaml")
+
+
+def test_slices_of_a_file_are_told_apart_in_the_scores(tmp_path: Path) -> None:
+    batch = SimpleNamespace(image_path=["a.nii", "a.nii"], frames=[3, 4], pred_score=torch.tensor([0.1, 0.2]))
+    batch.gt_label, batch.pred_label, batch.anomaly_map, batch.gt_mask = torch.tensor([0, 1]), None, None, None
+    of_volumes, of_pictures = outcome_of([batch]), outcome(scores(0, 1))
+    write_scores([Trial("Padim", 0, of_volumes, of_pictures, CardFacts({}))], tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], row["frame"]) for row in rows[:2]] == [("a.nii", "3"), ("a.nii", "4")]
+    assert {row["frame"] for row in rows[2:]} == {""}
+
+
+def test_a_comparison_is_not_written_over_that_of_another_command(
+    phantom_root: Path,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (root,) = phantom_root.iterdir()
+    (trial,) = trials(0, 1, seeds=1)
+    monkeypatch.setattr("anomalib_msacl.comparison.run_trials", lambda *_: iter([trial]))
+    command = ["compare", str(root), "--models", str(config), "--out", str(tmp_path / "out")]
+    main([*command, "--seeds", "1"])
+    main([*command, "--seeds", "1"])  # once more, perhaps because it was stopped
+    before = (tmp_path / "out" / "comparison.md").read_text()
+    with pytest.raises(SystemExit):
+        main([*command, "--seeds", "2"])
+    assert "set --out to another folder" in capsys.readouterr().err
+    assert (tmp_path / "out" / "comparison.md").read_text() == before
 
 
 def test_a_configuration_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
