@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -24,6 +25,7 @@ from anomalib_msacl.comparison.configured import Configured
 from anomalib_msacl.comparison.outcome import Outcome, outcome_of
 from anomalib_msacl.comparison.resampling import draw, strata
 from anomalib_msacl.comparison.roc import roc_band
+from anomalib_msacl.medical import MedicalFolder
 
 LABELS = np.array([0] * 12 + [1] * 8)
 RECIPE: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "accumulate": 1}
@@ -146,11 +148,58 @@ def test_layouts_are_found(tmp_path: Path) -> None:
     assert (found.normal, found.test_normal) == ("train/good", "test/good")
     assert found.abnormal == ["test/crack", "test/dent"]
     assert found.masks == []  # one folder has none
+    assert found.unmasked == ["test/dent"]
     (tmp_path / "ground_truth" / "dent").mkdir()
     assert find_layout(tmp_path).masks == ["ground_truth/crack", "ground_truth/dent"]
+    assert find_layout(tmp_path).unmasked == []
+    shutil.rmtree(tmp_path / "ground_truth")
+    assert find_layout(tmp_path).unmasked == []  # nobody expects a table of pixels
     assert find_layout(tmp_path / "train" / "good").normal == "."
     with pytest.raises(InputError, match="is no folder"):
         find_layout(tmp_path / "nothing")
+
+
+def small_set(root: Path, mask: str = "{}.png", side: int = 32, depth: int = 1) -> None:
+    """Coloured images of 32 pixels and square masks."""
+    random = np.random.default_rng(0)
+    for place, number in (("train/good", 6), ("test/good", 2), ("test/lesion", 2)):
+        (root / place).mkdir(parents=True)
+        for index in range(number):
+            values = random.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+            picture = Image.fromarray(values[..., 0].astype(np.uint16) * 200) if depth == 2 else Image.fromarray(values)
+            picture.save(root / place / f"{index}.png")
+    square = np.zeros((side, side), np.uint8)
+    square[side // 4 : side // 2, side // 4 : side // 2] = 255
+    (root / "ground_truth" / "lesion").mkdir(parents=True)
+    for index in range(2):
+        Image.fromarray(square).save(root / "ground_truth" / "lesion" / mask.format(index))
+
+
+def grey_one(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32)).astype(np.uint8)).save(path)
+
+
+def test_folders_that_a_training_takes_can_be_compared(tmp_path: Path) -> None:
+    small_set(tmp_path / "usual")
+    assert isinstance(find_layout(tmp_path / "usual").datamodule(0), MedicalFolder)
+    small_set(tmp_path / "grey")
+    grey_one(tmp_path / "grey" / "train" / "good" / "grey.png")
+    small_set(tmp_path / "names", mask="mask_{}.png")
+    small_set(tmp_path / "size", side=64)
+    for name, number in (("grey", 7), ("names", 6), ("size", 6)):
+        layout = find_layout(tmp_path / name)
+        with pytest.raises(InputError):  # or else this test would show nothing
+            MedicalFolder(**layout._arguments(0)).setup()
+        data = layout.datamodule(0)
+        data.setup()
+        assert (len(data.train_data), len(data.test_data)) == (number, 4)
+        assert sum(bool(data.test_data[row].gt_mask.any()) for row in range(4)) == 2
+    plain = find_layout(tmp_path / "grey" / "train" / "good").datamodule(0)
+    plain.setup()
+    assert not any("lesion" in path for path in plain.train_data.samples["image_path"])
+    assert len(plain.train_data) > 4
+    small_set(tmp_path / "deep", mask="mask_{}.png", depth=2)  # anomalib would make them white
+    assert isinstance(find_layout(tmp_path / "deep").datamodule(0), MedicalFolder)
 
 
 @pytest.fixture
@@ -305,6 +354,20 @@ def test_a_comparison_is_not_written_over_that_of_another_command(
         main([*command, "--seeds", "2"])
     assert "set --out to another folder" in capsys.readouterr().err
     assert (tmp_path / "out" / "comparison.md").read_text() == before
+
+
+def test_a_kind_of_defect_without_masks_is_named(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_set(tmp_path / "set")
+    (tmp_path / "set" / "test" / "scratch").mkdir()
+    grey_one(tmp_path / "set" / "test" / "scratch" / "0.png")
+    (trial,) = trials(0, 1, seeds=1)
+    monkeypatch.setattr("anomalib_msacl.comparison.run_trials", lambda *_: iter([trial]))
+    main(["compare", str(tmp_path / "set"), "--models", str(config), "--seeds", "1", "--out", str(tmp_path / "out")])
+    line = "Pixels are not compared: there are no masks in ground_truth for test/scratch."
+    assert line in capsys.readouterr().err
+    assert line in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_a_configuration_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
