@@ -85,8 +85,8 @@ def find_layout(root: str | Path) -> Layout:
     """Find the folders of a set.
 
     ``train/good`` and ``test/good`` hold normal images (``normal`` serves too). Every other folder of ``test`` is one
-    of abnormal images, and ``ground_truth`` has their masks under the same name. A plain folder of images is all
-    normal and has no test images.
+    of abnormal images, and ``ground_truth`` has their masks under the same name; masks are used if no folder lacks
+    them. A plain folder of images is all normal and has no test images.
 
     Args:
         root: The set.
