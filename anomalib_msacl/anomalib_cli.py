@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalib.cli.cli import AnomalibCLI
+from anomalib.data import AnomalibDataModule
 from anomalib.loggers import configure_logger
 from anomalib.models.components import AnomalibModule
 
@@ -14,10 +15,15 @@ import anomalib_msacl.detectors.igd
 import anomalib_msacl.detectors.msacl  # noqa: F401  # are known by their names then
 from anomalib_msacl.checkpoints import check_checkpoint, read_checkpoint, restored
 from anomalib_msacl.compat import one_results_folder
+from anomalib_msacl.data.splits import draws_anew
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.export import antialiased_exports
+from anomalib_msacl.pretraining.messages import each_message_once
 from anomalib_msacl.scores import ScoresCsv
 
+logger = logging.getLogger(__name__)
+
+_SPLITTING = ("train", "fit", "validate", "test")
 _FROM_CHECKPOINT = ("validate", "test", "predict", "export")
 
 
@@ -46,6 +52,14 @@ class CommandLine(AnomalibCLI):
         """Build what the command needs; the model as its checkpoint has it."""
         super().instantiate_classes()
         options = self.config_init[self.subcommand]
+        each_message_once()
+        data = getattr(self, "datamodule", None)
+        if self.subcommand in _SPLITTING and isinstance(data, AnomalibDataModule) and draws_anew(data):
+            logger.warning(
+                "The split of %s has no seed, so that every command draws other test images, and those of one may have "
+                "set the threshold in another: set data.init_args.seed, to 0 for example.",
+                data.name,
+            )
         if self.subcommand not in _FROM_CHECKPOINT and options.get("ckpt_path"):
             check_checkpoint(self.model, options["ckpt_path"])
         if self.subcommand in _FROM_CHECKPOINT and options.get("ckpt_path"):

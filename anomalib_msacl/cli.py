@@ -160,7 +160,7 @@ def compare(
         data: A set: train/good, test/good, test/lesion and, with masks, ground_truth/lesion.
         models: Configurations by name or file, with commas between them; their section data is not used.
         seeds: How often everything is done anew.
-        out: Folder for the page, the scores and the weights.
+        out: Folder for the page, the scores and the weights; one that holds another comparison is refused.
     """
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}; set it to 1 or more.")
@@ -181,14 +181,33 @@ def _compare(data: str, models: str, seeds: int, place: Path) -> None:
     except OSError as error:
         raise InputError(f"cannot write to {place} ({error.strerror}); name another folder.") from error
     made = f"anomalib-msacl compare {data} --models {models} --seeds {seeds}"
+    _check_unused(place / "comparison.md", made)
+    told = _about_masks(layout.unmasked)
+    print(told, file=sys.stderr, end="")
     trials, page = [], ""
     for trial in run_trials(layout, configs, range(seeds), place, lambda line: print(line, file=sys.stderr)):
         trials.append(trial)  # what is there is written at once: the next one may take hours, or fail
-        page = summary(trials) + f"\nMade by `{made}`, version {__version__}.\n"
+        page = summary(trials) + f"{told}\nMade by `{made}`, version {__version__}.\n"
         (place / "comparison.md").write_text(page, encoding="utf-8")
         if trial.untouched:
             write_scores(trials, place / "scores.csv")
     print(page, place / "comparison.md", sep="\n")
+
+
+def _about_masks(folders: Sequence[str]) -> str:
+    """Return a line that says why there is no table of pixels, empty where no folder lacks masks that others have."""
+    if not folders:
+        return ""
+    return f"Pixels are not compared: there are no masks in ground_truth for {', '.join(folders)}.\n"
+
+
+def _check_unused(page: Path, command: str) -> None:
+    """Raise :class:`InputError` where a page is that of another command: it took hours, perhaps."""
+    if page.is_file() and f"Made by `{command}`" not in page.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(
+            f"{page} is there already, and another command made it; set --out to another folder, or move it and "
+            "scores.csv away."
+        )
 
 
 def _config_file(name: str) -> Path:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import warnings
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm.models.vision_transformer
+import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
+from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing.utils.transform import get_exportable_transform
 from lightning.fabric.utilities import rank_zero
 from lightning.pytorch import LightningModule, Trainer
@@ -169,6 +172,33 @@ def allow_unused_parameters(strategy: DDPStrategy) -> None:
 def is_attached(module: LightningModule) -> bool:
     """Whether a module belongs to a trainer; ``module.trainer`` raises where it does not."""
     return module._trainer is not None  # noqa: SLF001
+
+
+def decided(batch: Any, model: Any) -> Any:
+    """Return a batch without labels and masks of a threshold that the model does not have.
+
+    Where no validation images gave one, anomalib's post-processor compares raw scores with 0.5, whatever their scale,
+    and so calls nearly everything abnormal.
+
+    Args:
+        batch: After the post-processor; left as it is.
+        model: That made it.
+    """
+    found = copy.copy(batch)
+    for field in undecided(model):
+        setattr(found, field, None)
+    return found
+
+
+def undecided(model: Any) -> frozenset[str]:
+    """Return the fields of a model's batches that compare with a threshold it does not have."""
+    post = getattr(model, "post_processor", None)
+    if not isinstance(post, PostProcessor) or not post.enable_thresholding:
+        return frozenset()  # what the model says itself
+    thresholds = {"pred_label": post.image_threshold}
+    if type(post).post_process_batch is PostProcessor.post_process_batch:  # MEBin needs none for its masks
+        thresholds["pred_mask"] = post.pixel_threshold
+    return frozenset(field for field, value in thresholds.items() if bool(torch.isnan(torch.as_tensor(value))))
 
 
 def use_test_augmentations(datamodule: AnomalibDataModule, dataset: AnomalibDataset, transform: Any) -> None:

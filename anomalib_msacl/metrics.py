@@ -26,14 +26,19 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities.data import dim_zero_cat
 
+from anomalib_msacl.compat import decided
 from anomalib_msacl.data.splits import patients_of
-from anomalib_msacl.errors import InputError
+from anomalib_msacl.errors import InputError, name_some
 
 logger = logging.getLogger(__name__)
 
 _SPECIFICITY = 0.95
 _CURVE = 100  # points of the curve behind the interval of AUPRO
 _ENDS = ("low", "high")
+FIGURES = (
+    *(f"image_{name}" for name in ("AUROC", "SensitivityAt95Specificity", "Sensitivity", "Specificity", "Accuracy")),
+    *(f"pixel_{name}" for name in ("IoU", "Dice", "AUPRO")),
+)
 # What the metric keeps of a batch, by the name of its state; all but the first two may be missing.
 _STATES = {"score": "pred_score", "label": "gt_label", "called": "pred_label"}
 _STATES |= {"map": "anomaly_map", "mask": "gt_mask", "found": "pred_mask"}
@@ -244,11 +249,11 @@ class MedicalEvaluator(Evaluator):
         resamples: Resamples of the bootstrap; 0 leaves the intervals out.
         seed: Seed of the bootstrap.
         val_metrics: As in anomalib; for example a metric that a checkpoint is chosen by.
-        test_metrics: As in anomalib, beside the figures above.
+        test_metrics: As in anomalib, beside the figures above, under names of their own.
         compute_on_cpu: As in anomalib.
 
     Raises:
-        InputError: If ``resamples`` is below 0.
+        InputError: If ``resamples`` is below 0, or one of ``test_metrics`` has the name of a figure.
     """
 
     def __init__(
@@ -260,6 +265,12 @@ class MedicalEvaluator(Evaluator):
         compute_on_cpu: bool = True,
     ) -> None:
         super().__init__(val_metrics, test_metrics, compute_on_cpu)
+        twice = [name for name in (str(cast("Any", metric).name) for metric in self.test_metrics) if name in FIGURES]
+        if twice:  # Lightning refuses to log a name twice, when the test ends
+            raise InputError(
+                f"MedicalEvaluator: test_metrics has {name_some(twice)}, which the evaluator gives itself: leave the "
+                "metric out, or give it another prefix"
+            )
         # Not among the test metrics: `Evaluator` hands those to Lightning, which refuses what is not one number.
         self.medical = MedicalMetrics(resamples, seed)
         self._patients: list[list[str]] | None = None
@@ -286,7 +297,7 @@ class MedicalEvaluator(Evaluator):
     ) -> None:
         """Update all metrics; the post-processor has been at the batch."""
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        self.medical.update(batch, self._patients[batch_idx] if self._patients else None)
+        self.medical.update(decided(batch, pl_module), self._patients[batch_idx] if self._patients else None)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute and log all figures."""

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from anomalib_msacl.compat import decided
 from anomalib_msacl.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ class ScoresCsv(Callback):
 
     ``file`` is the file that was read. ``frame`` counts the slices of a volume or the frames of a file from 0, and is
     empty where the datamodule does not tell. ``score`` is anomalib's: in [0, 1] with the threshold at .5 where there
-    were validation images, else raw. ``label`` and ``truth`` are normal or abnormal; ``truth`` is empty for images
-    without a label.
+    were validation images, else raw. ``label`` and ``truth`` are normal or abnormal; ``label`` is empty for models
+    without a threshold, ``truth`` for images without a label.
 
     Args:
         file: The file to write, replaced if it is there; ``scores.csv`` in the folder of the results if None. Every
@@ -37,7 +38,7 @@ class ScoresCsv(Callback):
     def __init__(self, file: str | Path | None = None) -> None:
         self.file = file
         self._open: TextIO | None = None
-        self._batch: Any = None
+        self._last: tuple[Any, LightningModule] | None = None
         self._written = 0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,8 +52,8 @@ class ScoresCsv(Callback):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         """Remember a batch; the post-processor, a callback too, may come to it after this one."""
-        del trainer, pl_module
-        self._batch = outputs
+        del trainer
+        self._last = outputs, pl_module
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the table."""
@@ -75,13 +76,13 @@ class ScoresCsv(Callback):
 
     def _write(self) -> None:
         """Write the rows of the batch that is remembered."""
-        if self._batch is None or self._open is None:
+        if self._last is None or self._open is None:
             return
-        found = list(rows(self._batch))
+        found = list(rows(decided(*self._last)))
         csv.writer(self._open).writerows(found)
         self._open.flush()  # a run that is stopped keeps what it has
         self._written += len(found)
-        self._batch = None
+        self._last = None
 
     def _begin(self, trainer: Trainer) -> None:
         """Open the file and write its first line."""

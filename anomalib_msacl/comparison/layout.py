@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from anomalib.data import AnomalibDataModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from anomalib_msacl.data import CheckedFolder
+from anomalib_msacl.data.depth import deep_files
+from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical import MedicalFolder
 from anomalib_msacl.medical.kinds import is_image, training_folder
 
@@ -21,7 +30,8 @@ class Layout:
         normal: Normal training images.
         test_normal: Normal test images; None without any.
         abnormal: Abnormal test images.
-        masks: Masks, one folder for each of ``abnormal``; empty without any.
+        masks: Masks, one folder for each of ``abnormal``; empty where one of them has none.
+        unmasked: Folders of abnormal images without masks, where others have some.
     """
 
     root: Path
@@ -29,32 +39,54 @@ class Layout:
     test_normal: str | None
     abnormal: Sequence[str]
     masks: Sequence[str]
+    unmasked: Sequence[str] = ()
 
-    def datamodule(self, seed: int) -> MedicalFolder:
+    def datamodule(self, seed: int) -> AnomalibDataModule:
         """Return the set without validation images; DICOM, NIfTI and 16 bits are read too.
 
         Args:
             seed: Of the split that gives the test normal images where it has none.
         """
-        return MedicalFolder(
-            name=self.root.resolve().name or "data",
-            root=self.root,
-            normal_dir=self.normal,
-            normal_test_dir=self.test_normal,
-            abnormal_dir=list(self.abnormal) or None,
-            mask_dir=list(self.masks) or None,
-            duplicates="list",
-            val_split_mode="none",
-            seed=seed,
-        )
+        if self._only_for_anomalib:
+            return CheckedFolder(**self._arguments(seed))
+        return MedicalFolder(**self._arguments(seed), duplicates="list")
+
+    def _arguments(self, seed: int) -> dict[str, Any]:
+        """Return what both datamodules take."""
+        return {
+            "name": self.root.resolve().name or "data",
+            "root": self.root,
+            "normal_dir": self.normal,
+            "normal_test_dir": self.test_normal,
+            "abnormal_dir": list(self.abnormal) or None,
+            "mask_dir": list(self.masks) or None,
+            "val_split_mode": "none",
+            "seed": seed,
+        }
+
+    @cached_property
+    def _only_for_anomalib(self) -> bool:
+        """Whether ``MedicalFolder`` refuses the set, but anomalib's reader takes it, as a training by it does.
+
+        Such are sets with grey images among coloured ones, for example. Both read the same from 8 bits.
+        """
+        try:
+            with isolate_rng():  # the detectors draw the same numbers, whenever this is asked
+                MedicalFolder(**self._arguments(0), duplicates="list").setup()
+        except InputError:
+            folders = [self.normal, *self.abnormal, *self.masks, *filter(None, [self.test_normal])]
+            files = [path for folder in folders for path in _images(self.root / folder)]
+            named = all(path.name.lower().endswith(IMG_EXTENSIONS) for path in files)
+            return named and not deep_files(map(str, files))
+        return False
 
 
 def find_layout(root: str | Path) -> Layout:
     """Find the folders of a set.
 
     ``train/good`` and ``test/good`` hold normal images (``normal`` serves too). Every other folder of ``test`` is one
-    of abnormal images, and ``ground_truth`` has their masks under the same name. A plain folder of images is all
-    normal and has no test images.
+    of abnormal images, and ``ground_truth`` has their masks under the same name; masks are used if no folder lacks
+    them. A plain folder of images is all normal and has no test images.
 
     Args:
         root: The set.
@@ -68,8 +100,10 @@ def find_layout(root: str | Path) -> Layout:
     abnormal = [name for name in places if name not in _NORMAL and _has_images(root / "test" / name)]
     good = next((f"test/{name}" for name in _NORMAL if name in places), None)
     masks = [f"ground_truth/{name}" for name in abnormal]
-    known = bool(masks) and all((root / mask).is_dir() for mask in masks)
-    return Layout(root, normal, good, [f"test/{name}" for name in abnormal], masks if known else [])
+    without = [f"test/{name}" for name, mask in zip(abnormal, masks, strict=True) if not (root / mask).is_dir()]
+    some = len(without) < len(masks)
+    folders = [f"test/{name}" for name in abnormal]
+    return Layout(root, normal, good, folders, [] if without else masks, without if some else [])
 
 
 def _folders(place: Path) -> list[Path]:
@@ -79,4 +113,9 @@ def _folders(place: Path) -> list[Path]:
 
 def _has_images(folder: Path) -> bool:
     """Whether a folder holds an image, however deep."""
-    return any(path.is_file() and is_image(path, folder) for path in folder.rglob("*"))
+    return next(_images(folder), None) is not None
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Yield the images of a folder, however deep."""
+    return (path for path in folder.rglob("*") if path.is_file() and is_image(path, folder))

@@ -13,6 +13,7 @@ from anomalib.models.components import AnomalibModule
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from anomalib_msacl.compat import decided, undecided
 from anomalib_msacl.metrics import Evidence
 
 _SIDE = 128  # pixels of the maps that are kept: enough to look at, and small enough to keep them all
@@ -30,6 +31,7 @@ class Outcome:
         maps: Anomaly maps of at most 128 pixels a side, shape ``(N, h, w)``, float16; None for models without maps.
         masks: True masks of the same size, shape ``(N, h, w)``, bool; None without any.
         threshold: Score above which an image is called abnormal; None without one.
+        frames: Index of the slice or frame in the file of each image; empty where the datamodule does not tell.
     """
 
     paths: Sequence[str]
@@ -39,6 +41,7 @@ class Outcome:
     maps: Tensor | None
     masks: Tensor | None
     threshold: float | None
+    frames: Sequence[int] = ()
 
     @property
     def files(self) -> list[Hashable]:
@@ -76,12 +79,12 @@ def predict(
         The outcome; None where there are no test images.
     """
     batches = engine.predict(model=model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=True)
-    post = model.post_processor
-    threshold = getattr(post, "normalized_image_threshold", None) if post else None
-    known = threshold is not None and not bool(torch.isnan(torch.as_tensor(post.image_threshold)))  # type: ignore[union-attr]
     if not batches:
         return None
-    return outcome_of(batches, float(threshold) if known and threshold is not None else None)
+    known = model.post_processor and "pred_label" not in undecided(model)
+    threshold = getattr(model.post_processor, "normalized_image_threshold", None) if known else None
+    decisions = [decided(batch, model) for batch in batches]
+    return outcome_of(decisions, None if threshold is None else float(threshold))
 
 
 def outcome_of(batches: Iterable[Any], threshold: float | None = None) -> Outcome:
@@ -101,6 +104,7 @@ def outcome_of(batches: Iterable[Any], threshold: float | None = None) -> Outcom
         _joined(batches, "anomaly_map", lambda found: _small(found, "bilinear").half()),
         _joined(batches, "gt_mask", lambda found: _small(found, "area") > 0),
         threshold,
+        [frame for batch in batches for frame in getattr(batch, "frames", ())],
     )
 
 

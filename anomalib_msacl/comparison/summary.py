@@ -31,15 +31,16 @@ def summary(trials: Sequence[Trial]) -> str:
 
 
 def write_scores(trials: Sequence[Trial], path: Path) -> None:
-    """Write a row for every model, seed, backbone and test image: file, label and score."""
+    """Write a row for every model, seed, backbone and test image: file, frame, label and score."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["model", "seed", "backbone", "image", "label", "score"])
+        writer.writerow(["model", "seed", "backbone", "image", "frame", "label", "score"])
         for trial in trials:
             for arm, outcome in (("untouched", trial.untouched), ("pre-trained", trial.pretrained)):
                 if outcome is None or outcome.label is None:
                     continue
-                rows = zip(outcome.paths, outcome.label.tolist(), outcome.score.tolist(), strict=True)
+                frames: Sequence[Any] = outcome.frames or [""] * len(outcome.paths)
+                rows = zip(outcome.paths, frames, outcome.label.tolist(), outcome.score.tolist(), strict=True)
                 writer.writerows([trial.model, trial.seed, arm, *row] for row in rows)
 
 

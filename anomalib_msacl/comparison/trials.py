@@ -120,12 +120,41 @@ def quiet_engine(**options: Any) -> Iterator[Engine]:
 
 
 def _names(models: Sequence[Configured]) -> list[str]:
-    """Return a name for each model: that of its class, and of its file where classes repeat."""
-    names = [str(config.section("model").get("class_path", "")).rpartition(".")[2] for config in models]
-    return [
-        name if names.count(name) == 1 else f"{name} ({Path(config.place).stem})"
-        for name, config in zip(names, models, strict=True)
-    ]
+    """Return a name for each model: that of its class, and where classes repeat what tells their files apart.
+
+    Raises:
+        InputError: If a file is given twice.
+    """
+    files = [Path(config.place).resolve() for config in models]
+    twice = [config.place for config, file in zip(models, files, strict=True) if files.count(file) > 1]
+    if twice:
+        raise InputError(f"the models name {twice[-1]} more than once; name each configuration once.")
+    kinds = [str(config.section("model").get("class_path", "")).rpartition(".")[2] for config in models]
+    names = list(kinds)
+    for kind in {kind for kind in kinds if kinds.count(kind) > 1}:
+        rows = [row for row, each in enumerate(kinds) if each == kind]
+        for row, label in zip(rows, _labels([Path(models[row].place) for row in rows]), strict=True):
+            names[row] = f"{kind} ({label})"
+    return names
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """Return what tells files apart: their names, or else the parts of their paths that differ.
+
+    >>> _labels([Path("a/one.yaml"), Path("b/two.yaml")])
+    ['one', 'two']
+    >>> _labels([Path("a/v0/config.yaml"), Path("a/v1/config.yaml")])
+    ['v0', 'v1']
+    """
+    stems = [path.stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    parts = [path.absolute().parts for path in paths]
+    for end in (slice(1, None), slice(None, -1)):  # what all of them begin with, then what all end with
+        place = 0 if end.start else -1
+        while len({each[place] for each in parts}) == 1 and min(map(len, parts)) > 1:
+            parts = [each[end] for each in parts]
+    return ["/".join(each) for each in parts]
 
 
 def untouched_recipe(recipe: Recipe) -> Recipe:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import torch
+from anomalib.data import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
-from anomalib.data.utils import LabelName
+from anomalib.data.utils import LabelName, TestSplitMode, ValSplitMode
 
 from anomalib_msacl.data.samples import patients_of
 
-__all__ = ["patients_of", "split_by_patient"]
+__all__ = ["draws_anew", "patients_of", "split_by_patient"]
+
+
+def draws_anew(datamodule: AnomalibDataModule) -> bool:
+    """Say whether every setup of a datamodule has other test images, because its split has no seed.
+
+    Args:
+        datamodule: Set up or not.
+    """
+    if datamodule.seed is not None:
+        return False
+    folders = getattr(datamodule, "normal_test_dir", "") is None and not getattr(datamodule, "data_json", None)
+    from_train = folders and datamodule.test_split_mode != TestSplitMode.NONE
+    return from_train or datamodule.val_split_mode == ValSplitMode.FROM_TEST
 
 
 def split_by_patient(

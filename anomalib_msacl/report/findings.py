@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import lightning
 import torch
 from anomalib.callbacks import TilerConfigurationCallback
 from anomalib.data import AnomalibDataModule
+from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
@@ -24,6 +26,7 @@ from anomalib_msacl.callback import MsaclPretraining
 from anomalib_msacl.comparison.outcome import Outcome, predict
 from anomalib_msacl.comparison.trials import quiet_engine, untouched_recipe
 from anomalib_msacl.data import MedMixValidation
+from anomalib_msacl.data.splits import draws_anew
 from anomalib_msacl.errors import first_line
 from anomalib_msacl.pretraining.preparation import transform_parts
 from anomalib_msacl.recipe import Recipe
@@ -40,6 +43,10 @@ _ABSENT = (OSError, RuntimeError, ValueError, KeyError, AttributeError)
 # Callbacks of a run that decide how its detector is fitted.
 _FITTING: tuple[type[Callback], ...] = (MedMixValidation, NormalsThreshold, TilerConfigurationCallback)
 _FITTING += (EarlyStopping, StochasticWeightAveraging, GradientAccumulationScheduler)
+_ANEW = (
+    "The split of this run has no seed, so it was drawn anew for this report: the test images need not be those of the "
+    "run, and some of them may have been trained on or have set the threshold. Set data.init_args.seed."
+)
 Found = TypeVar("Found")
 
 
@@ -111,14 +118,18 @@ def gather(folder: str | Path, before: bool = True) -> Findings:
     callback = found.attempt("run", "The callbacks cannot be built", run.config.pretraining)
     found.recipe = callback.recipe if callback else getattr(model, "recipe", None)
     data = found.attempt("scores", "The images of this run are not at hand", run.config.datamodule)
+    if data is not None:
+        found.missing |= {"split": _ANEW} if draws_anew(data) else {}
+        _fix_split(data)
     _after(found, model, data)
     _weights(found, model)
     if data is not None and found.after is not None:
         _images(found, model, data)
         if before and callback is not None:
-            found.before = found.attempt(
+            outcome = found.attempt(
                 "before", "The untouched backbone could not be tested", lambda: _before(run, callback)
             )
+            found.before = _of_the_same_images(found, outcome)
     if callback is None:
         found.missing["before"] = "The configuration has no callback MsaclPretraining, so there is no before."
     elif not before:
@@ -132,7 +143,7 @@ def _after(found: Findings, model: AnomalibModule, data: AnomalibDataModule | No
     if checkpoint is None:
         found.missing["scores"] = "The run has no checkpoint in weights/lightning, so nothing can be scored."
     elif data is not None:
-        with quiet_engine(limit_val_batches=1.0, **found.run.config.training()) as engine:
+        with _engine(found.run) as engine:
             found.after = found.attempt(
                 "scores", "The test images could not be scored", lambda: predict(engine, model, data, str(checkpoint))
             )
@@ -196,10 +207,35 @@ def _images(found: Findings, model: AnomalibModule, data: AnomalibDataModule) ->
 def _before(run: Run, callback: MsaclPretraining) -> Outcome | None:
     """Fit the detector of a run on the untouched backbone and let it score the same images."""
     model, data = run.config.model(), run.config.datamodule()
+    _fix_split(data)
     # Others may write where the run wrote, such as `ScoresCsv`.
     others = [each for each in run.config.callbacks() if isinstance(each, _FITTING)]
     with tempfile.TemporaryDirectory() as work:
         plain = MsaclPretraining(callback.weights, untouched_recipe(callback.recipe), work)
-        with quiet_engine(limit_val_batches=1.0, **run.config.training(), callbacks=[*others, plain]) as engine:
+        with _engine(run, callbacks=[*others, plain]) as engine:
             engine.fit(model, datamodule=data)
             return predict(engine, model, data)
+
+
+def _fix_split(data: AnomalibDataModule) -> None:
+    """Let a datamodule whose split has no seed draw the same one each time that it is built."""
+    data.seed = 0 if data.seed is None else data.seed
+
+
+def _engine(run: Run, **options: Any) -> AbstractContextManager[Engine]:
+    """Give an engine that fits and validates as that of a run."""
+    limit = run.config.section("trainer").get("limit_val_batches")
+    return quiet_engine(limit_val_batches=1.0 if limit is None else limit, **run.config.training(), **options)
+
+
+def _of_the_same_images(found: Findings, before: Outcome | None) -> Outcome | None:
+    """Return an outcome if it is of the images of the one after; they are set side by side, row by row."""
+    after = found.after
+    if before is None or after is None:
+        return before
+    if (list(before.paths), list(before.frames)) == (list(after.paths), list(after.frames)):
+        return before
+    found.missing["before"] = (
+        "The datamodule gave other test images for the untouched backbone, so that the two cannot be set side by side."
+    )
+    return None

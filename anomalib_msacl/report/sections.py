@@ -144,7 +144,7 @@ def features(found: Findings) -> Section:
 def results(found: Findings) -> Section:
     """Scores, threshold and ROC."""
     section = Section("Scores of the test images")
-    section.texts += [found.missing[name] for name in ("scores", "before") if name in found.missing]
+    section.texts += [found.missing[name] for name in ("scores", "split", "before") if name in found.missing]
     if found.after is None:
         return section
     arms = list(_arms(found))

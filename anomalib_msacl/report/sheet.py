@@ -16,7 +16,7 @@ from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions import LesionMixture, Lesions
 from anomalib_msacl.medical.kinds import is_image, training_folder
-from anomalib_msacl.medical.reader import ImageReader
+from anomalib_msacl.medical.reader import Contents, ImageReader
 from anomalib_msacl.recipe import Recipe
 
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -32,7 +32,8 @@ def lesion_sheet(
 
     Three rows, with their titles at the left: the images as they are, with one, two and three lesions in turn, and the
     same with the outlines of the masks. Below each column stand the families of its lesions. The images are spread
-    evenly over the folder in the order of their names.
+    evenly over the folder in the order of their names. Of a volume it is the middle slice, or slices that are spread
+    evenly over it where there are fewer files than columns.
 
     Args:
         folder: A folder of normal images, DICOM and NIfTI files among them, or a set that has ``train/good``.
@@ -115,13 +116,19 @@ def _read(folder: Path, size: int, number: int) -> Tensor:
     reader = ImageReader()
     contents = [reader.inspect(str(path)) for path in dict.fromkeys(chosen)]
     reader.fit(found for found in contents if not found.problem)
-    first = {found.path: found.frames[0] for found in contents if found.frames}
+    frames = [frame for found in contents for frame in _spread(found, chosen.count(Path(found.path)))]
     try:
-        read = [reader.read(path, first.get(str(path), 0)).as_subclass(Tensor) for path in chosen]
+        read = [reader.read(path, frame).as_subclass(Tensor) for path, frame in zip(chosen, frames, strict=True)]
     except UnreadableError as error:
         broken = next((f"{found.path} {found.problem}" for found in contents if found.problem), f"a file {error}")
         raise InputError(f"{broken}; replace or remove it.") from error
     return torch.stack([resize(image, [size, size], antialias=True) for image in read])
+
+
+def _spread(found: Contents, number: int) -> list[int]:
+    """Return slices or frames of a file, evenly spread; a single one is that in the middle."""
+    known = [frame for frame in found.frames if frame not in found.constant] or [0]
+    return [known[(2 * place + 1) * len(known) // (2 * number)] for place in range(number)]
 
 
 def _labels(lesions: Lesions, number: int) -> list[str]:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from anomalib_msacl import InputError
 from anomalib_msacl.backbone.card import CardFacts
 from anomalib_msacl.cli import main
-from anomalib_msacl.comparison import Trial, find_layout, interval, resampled_difference, summary
+from anomalib_msacl.comparison import Trial, find_layout, interval, resampled_difference, summary, write_scores
 from anomalib_msacl.comparison import trials as trials_module
 from anomalib_msacl.comparison.configured import Configured
-from anomalib_msacl.comparison.outcome import Outcome
+from anomalib_msacl.comparison.outcome import Outcome, outcome_of
 from anomalib_msacl.comparison.resampling import draw, strata
 from anomalib_msacl.comparison.roc import roc_band
+from anomalib_msacl.medical import MedicalFolder
 
 LABELS = np.array([0] * 12 + [1] * 8)
 RECIPE: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "accumulate": 1}
@@ -145,11 +148,58 @@ def test_layouts_are_found(tmp_path: Path) -> None:
     assert (found.normal, found.test_normal) == ("train/good", "test/good")
     assert found.abnormal == ["test/crack", "test/dent"]
     assert found.masks == []  # one folder has none
+    assert found.unmasked == ["test/dent"]
     (tmp_path / "ground_truth" / "dent").mkdir()
     assert find_layout(tmp_path).masks == ["ground_truth/crack", "ground_truth/dent"]
+    assert find_layout(tmp_path).unmasked == []
+    shutil.rmtree(tmp_path / "ground_truth")
+    assert find_layout(tmp_path).unmasked == []  # nobody expects a table of pixels
     assert find_layout(tmp_path / "train" / "good").normal == "."
     with pytest.raises(InputError, match="is no folder"):
         find_layout(tmp_path / "nothing")
+
+
+def small_set(root: Path, mask: str = "{}.png", side: int = 32, depth: int = 1) -> None:
+    """Coloured images of 32 pixels and square masks."""
+    random = np.random.default_rng(0)
+    for place, number in (("train/good", 6), ("test/good", 2), ("test/lesion", 2)):
+        (root / place).mkdir(parents=True)
+        for index in range(number):
+            values = random.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+            picture = Image.fromarray(values[..., 0].astype(np.uint16) * 200) if depth == 2 else Image.fromarray(values)
+            picture.save(root / place / f"{index}.png")
+    square = np.zeros((side, side), np.uint8)
+    square[side // 4 : side // 2, side // 4 : side // 2] = 255
+    (root / "ground_truth" / "lesion").mkdir(parents=True)
+    for index in range(2):
+        Image.fromarray(square).save(root / "ground_truth" / "lesion" / mask.format(index))
+
+
+def grey_one(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32)).astype(np.uint8)).save(path)
+
+
+def test_folders_that_a_training_takes_can_be_compared(tmp_path: Path) -> None:
+    small_set(tmp_path / "usual")
+    assert isinstance(find_layout(tmp_path / "usual").datamodule(0), MedicalFolder)
+    small_set(tmp_path / "grey")
+    grey_one(tmp_path / "grey" / "train" / "good" / "grey.png")
+    small_set(tmp_path / "names", mask="mask_{}.png")
+    small_set(tmp_path / "size", side=64)
+    for name, number in (("grey", 7), ("names", 6), ("size", 6)):
+        layout = find_layout(tmp_path / name)
+        with pytest.raises(InputError):  # or else this test would show nothing
+            MedicalFolder(**layout._arguments(0)).setup()
+        data = layout.datamodule(0)
+        data.setup()
+        assert (len(data.train_data), len(data.test_data)) == (number, 4)
+        assert sum(bool(data.test_data[row].gt_mask.any()) for row in range(4)) == 2
+    plain = find_layout(tmp_path / "grey" / "train" / "good").datamodule(0)
+    plain.setup()
+    assert not any("lesion" in path for path in plain.train_data.samples["image_path"])
+    assert len(plain.train_data) > 4
+    small_set(tmp_path / "deep", mask="mask_{}.png", depth=2)  # anomalib would make them white
+    assert isinstance(find_layout(tmp_path / "deep").datamodule(0), MedicalFolder)
 
 
 @pytest.fixture
@@ -252,6 +302,72 @@ def test_without_labels_the_command_says_what_can_be_said(
     assert "nothing can be said of real lesions" in printed
     assert "| Padim | 0    | ." in printed
     assert not (tmp_path / "out" / "scores.csv").exists()
+
+
+def test_configurations_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Runs of one class leave files of one name; their seeds are not those of one method."""
+    content = {"model": {"class_path": "anomalib.models.Patchcore"}}
+
+    def names(*places: str, changes: dict[int, str] | None = None) -> list[str]:
+        paths = {row: {"model": {"class_path": path}} for row, path in (changes or {}).items()}
+        models = [Configured(paths.get(row, content), str(tmp_path / place)) for row, place in enumerate(places)]
+        return trials_module._names(models)
+
+    assert names("x/v0/config.yaml", "x/v1/config.yaml") == ["Patchcore (v0)", "Patchcore (v1)"]
+    assert names("x/v0/config.yaml", "y/v0/config.yaml", "y/v1/config.yaml", "mine.yaml", changes={3: "a.Padim"}) == [
+        *("Patchcore (x/v0)", "Patchcore (y/v0)", "Patchcore (y/v1)"),
+        "Padim",
+    ]
+    assert names("config.yaml", "v0/config.yaml") == ["Patchcore (config.yaml)", "Patchcore (v0/config.yaml)"]
+    assert names("a.yaml", "a.yml") == ["Patchcore (a.yaml)", "Patchcore (a.yml)"]
+    assert names("x/a.yaml", "y/b.yaml") == ["Patchcore (a)", "Patchcore (b)"]
+    with pytest.raises(InputError, match=r"more than once; name each configuration once"):
+        names("x/v0/config.yaml", "x/../x/v0/config.yaml")
+
+
+def test_slices_of_a_file_are_told_apart_in_the_scores(tmp_path: Path) -> None:
+    batch = SimpleNamespace(image_path=["a.nii", "a.nii"], frames=[3, 4], pred_score=torch.tensor([0.1, 0.2]))
+    batch.gt_label, batch.pred_label, batch.anomaly_map, batch.gt_mask = torch.tensor([0, 1]), None, None, None
+    of_volumes, of_pictures = outcome_of([batch]), outcome(scores(0, 1))
+    write_scores([Trial("Padim", 0, of_volumes, of_pictures, CardFacts({}))], tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], row["frame"]) for row in rows[:2]] == [("a.nii", "3"), ("a.nii", "4")]
+    assert {row["frame"] for row in rows[2:]} == {""}
+
+
+def test_a_comparison_is_not_written_over_that_of_another_command(
+    phantom_root: Path,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (root,) = phantom_root.iterdir()
+    (trial,) = trials(0, 1, seeds=1)
+    monkeypatch.setattr("anomalib_msacl.comparison.run_trials", lambda *_: iter([trial]))
+    command = ["compare", str(root), "--models", str(config), "--out", str(tmp_path / "out")]
+    main([*command, "--seeds", "1"])
+    main([*command, "--seeds", "1"])  # once more, perhaps because it was stopped
+    before = (tmp_path / "out" / "comparison.md").read_text()
+    with pytest.raises(SystemExit):
+        main([*command, "--seeds", "2"])
+    assert "set --out to another folder" in capsys.readouterr().err
+    assert (tmp_path / "out" / "comparison.md").read_text() == before
+
+
+def test_a_kind_of_defect_without_masks_is_named(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_set(tmp_path / "set")
+    (tmp_path / "set" / "test" / "scratch").mkdir()
+    grey_one(tmp_path / "set" / "test" / "scratch" / "0.png")
+    (trial,) = trials(0, 1, seeds=1)
+    monkeypatch.setattr("anomalib_msacl.comparison.run_trials", lambda *_: iter([trial]))
+    main(["compare", str(tmp_path / "set"), "--models", str(config), "--seeds", "1", "--out", str(tmp_path / "out")])
+    line = "Pixels are not compared: there are no masks in ground_truth for test/scratch."
+    assert line in capsys.readouterr().err
+    assert line in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_a_configuration_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from anomalib.data import ImageBatch
-from anomalib.metrics import AUPRO
+from anomalib.metrics import AUPRO, AUROC, F1Score
 from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_curve
 from torch.utils.data import DataLoader, RandomSampler
@@ -21,6 +21,7 @@ from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex
 
 from anomalib_msacl import InputError
 from anomalib_msacl.metrics import (
+    FIGURES,
     Evidence,
     MedicalEvaluator,
     MedicalMetrics,
@@ -148,9 +149,18 @@ def test_the_evaluator_logs_figures_and_bounds(resamples, phantom_root, make_pat
     logged = engine.trainer.callback_metrics
     image = ["AUROC", "Sensitivity", "Specificity", "Accuracy", "SensitivityAt95Specificity"]
     names = [f"image_{name}" for name in image] + [f"pixel_{name}" for name in ("IoU", "Dice", "AUPRO")]
+    assert set(names) == set(FIGURES)
     assert set(logged) == {name + end for name in names for end in (("", "_low", "_high") if resamples else ("",))}
     for name in names if resamples else ():
         assert 0 <= logged[f"{name}_low"] <= logged[f"{name}_high"] <= 1
+
+
+def test_a_metric_that_the_evaluator_gives_itself_is_refused_before_the_training():
+    fields = ["pred_score", "gt_label"]
+    with pytest.raises(InputError, match=r"test_metrics has image_AUROC, which .* leave the metric out, or"):
+        MedicalEvaluator(test_metrics=[F1Score(fields=["pred_label", "gt_label"]), AUROC(fields, "image_")])
+    other = MedicalEvaluator(test_metrics=[AUROC(fields, "my_")], val_metrics=AUROC(fields, "image_"))
+    assert [metric.name for metric in other.test_metrics] == ["my_AUROC"]
 
 
 def batches(size: int, given: dict[str, torch.Tensor] | None = None) -> list[ImageBatch]:

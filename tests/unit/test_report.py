@@ -6,6 +6,7 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
@@ -18,7 +19,7 @@ from anomalib_msacl.lesions import LesionMixture
 from anomalib_msacl.recipe import LesionRecipe
 from anomalib_msacl.report import lesion_sheet
 from anomalib_msacl.report.sheet import write_lesion_sheet
-from tests.medical_files import tissue, write_dicom
+from tests.medical_files import tissue, write_dicom, write_nifti
 
 
 @pytest.fixture
@@ -65,6 +66,28 @@ def test_the_root_of_a_set_and_dicom_files_serve_too(tmp_path: Path, folder: Pat
         write_dicom(scans / f"{index}.dcm", tissue(index), WindowCenter=1200, WindowWidth=800)
     pixels = pil_to_tensor(lesion_sheet(scans, size=64, columns=3)).float()
     assert pixels[:, 2:66, 22:86].std() > 1
+
+
+def test_columns_are_spread_over_files_and_over_the_slices_of_a_few(tmp_path: Path) -> None:
+    """The grey value of each slice is its number, so that the sheet tells which it shows; the first three are blank."""
+    noise = np.random.default_rng(0).uniform(-0.4, 0.4, (40, 40, 1))
+    volume = (np.arange(12) + noise).astype(np.float32)
+    volume[..., :3] = 0
+
+    def shown(folder: Path, columns: int) -> list[float]:
+        pixels = pil_to_tensor(lesion_sheet(folder, size=64, columns=columns)).float() / 255
+        pixels = 2.6 + pixels * (11.4 - 2.6)  # the values of the slices that are not blank
+        return [round(float(pixels[:, 2:66, 22 + 66 * column : 86 + 66 * column].mean())) for column in range(columns)]
+
+    one, more = tmp_path / "one", tmp_path / "more"
+    write_nifti(one / "a.nii.gz", volume)
+    assert shown(one, 3) == [4, 7, 10]
+    assert shown(one, 1) == [7]
+    for name in "abc":
+        write_nifti(more / f"{name}.nii.gz", volume)
+    assert shown(more, 3) == [7, 7, 7]
+    assert shown(more, 4) == [5, 9, 7, 7]
+    assert shown(more, 2) == [7, 7]
 
 
 @pytest.mark.parametrize(("name", "message"), [("missing", "is no folder"), ("empty", "has no images")])
