@@ -92,10 +92,12 @@ def find_layout(root: str | Path) -> Layout:
         root: The set.
 
     Raises:
-        InputError: If it is no folder.
+        InputError: If it is no folder, or has normal images and others, and none of them for training.
     """
     root = Path(root)
     normal = training_folder(root).relative_to(root).as_posix()
+    if normal == ".":
+        _check_plain(root)
     places = sorted(path.name for path in _folders(root / "test"))
     abnormal = [name for name in places if name not in _NORMAL and _has_images(root / "test" / name)]
     good = next((f"test/{name}" for name in _NORMAL if name in places), None)
@@ -104,6 +106,17 @@ def find_layout(root: str | Path) -> Layout:
     some = len(without) < len(masks)
     folders = [f"test/{name}" for name in abnormal]
     return Layout(root, normal, good, folders, [] if without else masks, without if some else [])
+
+
+def _check_plain(root: Path) -> None:
+    """Raise :class:`InputError` where a set without ``train`` has a folder of normal images beside others."""
+    names = sorted(path.name for path in _folders(root) if _has_images(path))
+    normal, others = ([name for name in names if (name in _NORMAL) is wanted] for wanted in (True, False))
+    if normal and others:
+        raise InputError(
+            f"{root} has {normal[0]} beside {', '.join(others)}, and no folder train, so which images are for training "
+            "is not known: put normal ones into train/good and test/good, and abnormal ones into test/lesion."
+        )
 
 
 def _folders(place: Path) -> list[Path]:

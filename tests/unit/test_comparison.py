@@ -159,6 +159,17 @@ def test_layouts_are_found(tmp_path: Path) -> None:
         find_layout(tmp_path / "nothing")
 
 
+def test_abnormal_images_are_not_taken_for_training(tmp_path: Path) -> None:
+    for place in ("good", "bad"):
+        (tmp_path / "set" / place).mkdir(parents=True)
+        (tmp_path / "set" / place / "1.png").touch()
+    with pytest.raises(InputError, match="set has good beside bad, and no folder train"):
+        find_layout(tmp_path / "set")
+    assert find_layout(tmp_path / "set" / "good").normal == "."
+    shutil.rmtree(tmp_path / "set" / "bad")
+    assert find_layout(tmp_path / "set").normal == "."
+
+
 def small_set(root: Path, mask: str = "{}.png", side: int = 32, depth: int = 1) -> None:
     """Coloured images of 32 pixels and square masks."""
     random = np.random.default_rng(0)
