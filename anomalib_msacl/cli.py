@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 from jsonargparse import ArgumentParser
 
 from anomalib_msacl.errors import InputError, one_line_errors
+from anomalib_msacl.medical.kinds import training_folder
 
 _HERE = Path(__file__).parent
 _LOUD = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric", "anomalib")  # loggers
@@ -116,6 +117,7 @@ def lesions(data: str, out: str = "lesions.png", size: int = 128, seed: int = 0,
         seed: Decides which lesions are drawn.
         config: A configuration whose recipe says which lesions are drawn; the default recipe if left out.
     """
+    training_folder(Path(data))  # a wrong name is told before anything heavy is imported
     from anomalib_msacl.report.sheet import write_lesion_sheet  # noqa: PLC0415
 
     print(write_lesion_sheet(data, out, size, seed, config and _config_file(config)))
@@ -164,6 +166,7 @@ def compare(
     """
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}; set it to 1 or more.")
+    training_folder(Path(data))  # as in `lesions`
     with _quiet("anomalib_msacl.comparison"):
         _compare(data, models, seeds, Path(out))
 

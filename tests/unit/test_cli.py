@@ -103,6 +103,8 @@ def test_what_configurations_have_in_common_is_the_same() -> None:
         (["msacl_padim"], 0, "msacl_padim.yaml"),
         (["--help"], 0, "lesions"),
         (["report", "."], 1, ". has no config.yaml; name the folder"),
+        (["compare", "nowhere"], 1, "nowhere is no folder; name one of normal images"),
+        (["lesions", "nowhere"], 1, "nowhere is no folder; name one of normal images"),
     ],
 )
 def test_the_module_answers_without_importing_torch(
