@@ -10,6 +10,7 @@ from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import LabelName, ValSplitMode
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from anomalib_msacl.data.lending import give_back, remember
 from anomalib_msacl.data.medmix_dataset import MedMixDataset
 from anomalib_msacl.data.medmix_split import hold_out_with_lesions
 from anomalib_msacl.errors import InputError
@@ -68,6 +69,7 @@ class MedMixValidation(Callback):
                 f"MedMixValidation makes the validation set, but the datamodule has val_split_mode "
                 f"{datamodule.val_split_mode.value} and has given images away for one: set val_split_mode to none"
             )
+        remember(datamodule)
         hold_out_with_lesions(datamodule, self.ratio, self.share, self.seed, self.medmix, self.cache)
         datamodule.setup(trainer.state.fn)  # set up already: this only hands the augmentations to the new set
         lesions = int((datamodule.val_data.samples.label_index == LabelName.ABNORMAL).sum())
@@ -75,3 +77,13 @@ class MedMixValidation(Callback):
             "MedMixValidation: %d of %d held-out normal images have MedMix lesions; %d are left for training.",
             *(lesions, len(datamodule.val_data), len(datamodule.train_data)),
         )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the images back to the datamodule."""
+        del pl_module, stage
+        give_back(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the images back where the fit has failed."""
+        del pl_module, exception
+        give_back(trainer)

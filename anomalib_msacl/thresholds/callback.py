@@ -14,6 +14,7 @@ from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_msacl.data.held_out import Fold, HeldOut, hold_out, split_into_folds
+from anomalib_msacl.data.lending import give_back, remember
 from anomalib_msacl.data.samples import patients_of
 from anomalib_msacl.data.units import Unit, recorded_unit
 from anomalib_msacl.data.validation import MedMixValidation
@@ -137,19 +138,23 @@ class NormalsThreshold(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let a command line end in one sentence instead of a traceback where the input is at fault."""
-        del trainer, pl_module
+        del pl_module
+        give_back(trainer)
         show_in_one_line(exception)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the images back to the datamodule."""
+        del pl_module, stage
+        give_back(trainer)
+
     def _hold_out(self, trainer: Trainer) -> None:
-        """Take images out of the training set, once for a datamodule."""
+        """Take images out of the training set for this fit."""
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, AnomalibDataModule) or not isinstance(datamodule.train_data, AnomalibDataset):
             raise InputError(
                 f"NormalsThreshold needs an image datamodule of anomalib, but got {type(datamodule).__name__}: pass "
                 "datamodule=... to the engine"
             )
-        if self._has_held_out_of(datamodule):
-            return
         self._stale = True
         self._datamodule, self.calibration = datamodule, {}
         if self.folds is not None:
@@ -160,18 +165,12 @@ class NormalsThreshold(Callback):
         total = patients_of(datamodule.train_data.samples).nunique()
         train, held_out = hold_out(datamodule.train_data, self.ratio, self.seed)
         check_number(held_out, total, self.specificity, self.confidence)
+        remember(datamodule)
         datamodule.train_data, self._held_out = train, held_out
         logger.info(
             "NormalsThreshold: %d normal images (%d %s) are held out, %d are left for training.",
             *(len(held_out.images), held_out.number, held_out.noun, len(train)),
         )
-
-    def _has_held_out_of(self, datamodule: AnomalibDataModule) -> bool:
-        """Whether this callback has been at the training set as it is now."""
-        if self._held_out is None or self._datamodule is not datamodule:
-            return False
-        held_out = set(self._held_out.images.samples["image_path"])
-        return held_out.isdisjoint(datamodule.train_data.samples["image_path"])
 
     # ------------------------------------------------------------------------------------------ scores to thresholds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -260,7 +261,7 @@ def test_thresholds_come_from_images_that_nothing_else_has_seen(
     chosen = paths(held_out.images)
     assert len(chosen) == held_out.number == len(callback.calibration["image"])
     assert len(chosen) == round(0.4 * (14 if mode in {"from_train", "synthetic", "medmix"} else 20))
-    assert callback.trained == paths(data.train_data)
+    assert callback.trained | chosen <= paths(data.train_data)  # given back
     assert not chosen & (callback.trained | callback.validated | paths(data.test_data))
     rank = conformal_rank(len(chosen), 0.2)
     post = model.post_processor
@@ -308,7 +309,7 @@ def test_medmix_validation_takes_other_images(phantom_root, make_padim, make_eng
     engine = make_engine(callbacks=[callback, MedMixValidation(ratio=0.3)][::order])
     engine.fit(make_padim(), datamodule=data)
     chosen = paths(callback.held_out_images)
-    assert not chosen & (callback.trained | callback.validated | paths(data.val_data.source))
+    assert not chosen & (callback.trained | callback.validated | paths(engine.trainer.val_dataloaders.dataset.source))
     assert not callback.validated & callback.trained
     assert callback.validated
 
@@ -428,7 +429,6 @@ def test_a_volume_counts_once_and_is_called_a_file(tmp_path, make_padim, make_en
     with caplog.at_level(logging.INFO, "anomalib_msacl.thresholds"):
         make_engine(callbacks=[callback]).fit(make_padim(), datamodule=data)
     assert len(callback.calibration["image"]) == callback._held_out.number == 4
-    assert not paths(callback.held_out_images) & paths(data.train_data)
     assert "8 normal images (4 files) are held out" in caplog.text
     assert "rank 4 of 4 held-out normal files, each with the largest of its images; on average" in caplog.text
     assert "at most 20 % of new normal files" in caplog.text
@@ -514,14 +514,28 @@ def test_copies_of_held_out_images_are_on_neither_side(phantom_root, tmp_path):
     assert len(left) < 8
 
 
-def test_one_datamodule_gives_images_away_once(phantom_root, make_padim, make_engine):
-    data, callback = phantom(phantom_root, val_split_mode="none"), NormalsThreshold(**PROMISE)
-    engine = make_engine(callbacks=[callback])
-    engine.fit(make_padim(), datamodule=data)
-    first = paths(callback.held_out_images)
-    engine.trainer.fit(make_padim(), datamodule=data)
-    assert len(data.train_data) == 12
-    assert paths(callback.held_out_images) == first
+@pytest.mark.parametrize("validates", [False, True])
+def test_every_fit_holds_out_the_same_images_and_gives_them_back(phantom_root, make_padim, make_engine, validates):
+    """Callbacks of their own, as in a loop over detectors, and with one that makes a validation set of the others."""
+
+    class Failing(Padim):
+        def training_step(self, *_):
+            raise ZeroDivisionError
+
+    data = phantom(phantom_root, val_split_mode="none")
+    chosen, trained = [], []
+    for model in (make_padim(), Failing("test_resnet", ["layer2"], False, n_features=4), make_padim()):
+        callback = NormalsThreshold(**PROMISE)
+        others = [MedMixValidation(ratio=0.4)] if validates else []
+        engine = make_engine(callbacks=[callback, *others])
+        with pytest.raises(ZeroDivisionError) if isinstance(model, Failing) else nullcontext():
+            engine.fit(model, datamodule=data)
+        assert len(data.train_data) == 20
+        assert not hasattr(data, "val_data")
+        chosen.append(paths(callback.held_out_images))
+        trained.append(len(engine.trainer.train_dataloader.dataset))
+    assert chosen[0] == chosen[1] == chosen[2]
+    assert set(trained) == {7 if validates else 12}
 
 
 def test_a_later_validation_leaves_the_thresholds_as_they_are(phantom_root, make_padim, make_engine):

@@ -118,20 +118,24 @@ def test_patients_are_kept_together(data):
 
 
 def test_the_threshold_of_a_detector_comes_from_normal_images_alone(phantom_root, make_patchcore, make_engine):
-    seen = []
+    seen, trained = [], set()
 
     class Watch(MedMixValidation):
+        def on_train_start(self, trainer, pl_module) -> None:
+            trained.update(trainer.train_dataloader.dataset.samples["image_path"])
+
         def on_validation_batch_end(self, trainer, pl_module, outputs, batch, *arguments) -> None:
             seen.extend(zip(batch.image_path, batch.gt_label.tolist(), strict=True))
 
     model, data = make_patchcore(), phantom(phantom_root, val_split_mode="none", num_workers=1)
     engine = make_engine(callbacks=[Watch(ratio=0.4, seed=0)])
     engine.train(model, datamodule=data)
-    assert len(data.train_data) == 12
+    assert len(trained) == 12
+    assert len(data.train_data) == 20  # given back
     assert len(seen) == 8
     assert sum(label for _, label in seen) == 4
     assert not {path for path, _ in seen} & set(data.test_data.samples["image_path"])
-    assert not {path for path, _ in seen} & set(data.train_data.samples["image_path"])
+    assert not {path for path, _ in seen} & trained
     post = model.post_processor
     values = (post.image_threshold, post.pixel_threshold, post.image_min, post.image_max)
     assert not any(math.isnan(value) for value in values)
