@@ -22,7 +22,6 @@ from torchmetrics.functional.classification import (
     binary_accuracy,
     binary_recall,
     binary_specificity,
-    binary_stat_scores,
 )
 from torchmetrics.utilities.data import dim_zero_cat
 
@@ -351,11 +350,16 @@ def gather(maps: dict[str, Tensor]) -> Evidence:
     mask = _plane(maps["mask"]) > 0
     values: dict[str, Tensor | None] = {item.name: getattr(evidence, item.name) for item in fields(evidence)}
     if "found" in maps:
-        found = _plane(maps["found"]).long().flatten(1)
-        values["pixels"] = binary_stat_scores(found, mask.long().flatten(1), multidim_average="samplewise")
+        values["pixels"] = _pixels(_plane(maps["found"]).bool().flatten(1), mask.flatten(1))
     if "map" in maps:
         values |= _curves(_plane(maps["map"]).float(), mask)
     return Evidence(**cast("dict[str, Tensor]", values))
+
+
+def _pixels(found: Tensor, mask: Tensor) -> Tensor:
+    """Return torchmetrics' ``binary_stat_scores`` of N images, shape ``(N, 5)``, but with a byte a pixel."""
+    both, called, ill = (each.sum(dim=1) for each in (found & mask, found, mask))
+    return torch.stack([both, called - both, mask.shape[1] - called - ill + both, ill - both, ill], dim=1)
 
 
 def _plane(maps: Tensor) -> Tensor:
@@ -378,9 +382,10 @@ def _curves(maps: Tensor, mask: Tensor) -> dict[str, Tensor | None]:
     """
     metric = AUPRO(fields=["anomaly_map", "gt_mask"])
     metric.target = [mask]
-    regions = _plane(metric.perform_cca()).long().flatten(1)
-    outside = maps.flatten(1)[regions == 0]
-    highest = outside.topk(max(1, int(min(1.0, 2 * _LIMIT) * len(outside)))).values
+    regions = _plane(metric.perform_cca()).int().flatten(1)
+    outside = maps.flatten(1)[regions == 0].numpy()
+    outside.sort()  # in place, where sorting by torch would keep the places, too
+    highest = torch.from_numpy(outside).flip(0)[: max(1, int(min(1.0, 2 * _LIMIT) * len(outside)))]
     spread = torch.linspace(0, 1, _CURVE, dtype=torch.float64) ** 2  # dense where the curve is steep
     thresholds = highest[(spread * (len(highest) - 1)).long()].flip(0)
     overlap, false, sizes = torch.zeros(len(maps), _CURVE), torch.zeros(len(maps), _CURVE), []

@@ -94,13 +94,16 @@ def _areas(truth: NDArray[np.int64], scores: ArrayLike, draws: NDArray[np.int64]
         draws: How often each image is drawn, shape ``(R, N)``.
 
     Returns:
-        Shape ``(R,)``; not a number where a class is not drawn.
+        Shape ``(R,)``; not a number where a class is not drawn. Time and memory grow with N, not with the pairs.
     """
-    values = np.asarray(scores, float)
-    normal, abnormal = draws[:, truth == 0], draws[:, truth == 1]
-    # 1 where the abnormal image scores higher, .5 for a tie
-    won = np.sign(values[truth == 1][:, None] - values[truth == 0]) / 2 + 0.5
-    pairs = normal.sum(axis=1) * abnormal.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        areas: Floats = ((abnormal @ won) * normal).sum(axis=1) / pairs
+    _, ranks = np.unique(np.asarray(scores, float), return_inverse=True)
+    order = np.argsort(ranks, kind="stable")
+    first = np.searchsorted(ranks[order], np.arange(ranks.max() + 1))  # of each run of equal scores
+    areas = np.full(len(draws), np.nan)
+    for index, times in enumerate(draws):
+        normal, abnormal = (np.add.reduceat((times * (truth == label))[order], first) for label in (0, 1))
+        pairs = normal.sum() * abnormal.sum()
+        below = normal.cumsum() - normal  # an abnormal image wins against these, and half against those of its score
+        if pairs:
+            areas[index] = (abnormal * (below + normal / 2)).sum() / pairs
     return areas

@@ -167,8 +167,13 @@ def _has_pixels(trial: Trial) -> bool:
 
 
 def _pixel_auroc(outcome: Outcome) -> float:
-    """Return the AUROC of pixels."""
-    return float(roc_auc_score(np.asarray(outcome.masks).ravel(), np.asarray(outcome.maps).astype(np.float32).ravel()))
+    """Return the AUROC of pixels; of each value that float16 has, its number counts, for sorting all takes long."""
+    maps = np.asarray(outcome.maps, np.float16).ravel()
+    bits, inside = maps.view(np.uint16), np.asarray(outcome.masks).ravel()
+    counts = np.concatenate([np.bincount(bits[inside == lesion], minlength=2**16) for lesion in (False, True)])
+    values = np.tile(np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32), 2)
+    seen = counts > 0
+    return float(roc_auc_score(np.repeat([0, 1], 2**16)[seen], values[seen], sample_weight=counts[seen]))
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,6 +11,7 @@ from anomalib_msacl.data.inspection import brief
 from anomalib_msacl.medical.dicom_display import colour_image, grey_image
 from anomalib_msacl.medical.image import RawImage
 from anomalib_msacl.medical.library import medical_library
+from anomalib_msacl.medical.remembering import cached_by_thread
 
 _PLAIN_SYNTAXES = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}  # neither packed nor deflated
 _DEFLATED_SYNTAX = "1.2.840.10008.1.2.1.99"
@@ -85,7 +86,7 @@ def _known_header(path: Path, modified: int) -> Any:
     return _header(path, pixels=False)
 
 
-@lru_cache(maxsize=4)  # frames of a file are mostly read one after the other
+@cached_by_thread(maxsize=2)  # frames of a file, and of its mask, are mostly read one after the other
 def _whole(path: Path, modified: int) -> Any:
     """Read a file; ``modified`` keeps a changed file from being taken for the old one."""
     del modified

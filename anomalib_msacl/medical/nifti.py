@@ -6,7 +6,6 @@ import gzip
 import itertools
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from anomalib_msacl.data.files import UnreadableError, oddity
 from anomalib_msacl.data.inspection import check_finite
 from anomalib_msacl.medical.image import Array, RawImage
 from anomalib_msacl.medical.library import medical_library
+from anomalib_msacl.medical.remembering import cached_by_thread
 from anomalib_msacl.medical.slices import Slices
 
 _LARGEST = 2**30  # voxels: 4 GiB as float32
@@ -152,7 +152,7 @@ class _Volume:
         return np.array(turned[(slice(None),) * axis + (0,)], dtype=np.float32)
 
 
-@lru_cache(maxsize=4)  # slices of a volume are mostly read one after the other
+@cached_by_thread(maxsize=2)  # slices of a volume, and of its mask, are mostly read one after the other
 def _volume(path: Path, modified: int) -> _Volume:
     """Return a volume; ``modified`` keeps a changed file from being taken for the old one."""
     del modified

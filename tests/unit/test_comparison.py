@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,7 @@ from anomalib_msacl.comparison.configured import Configured
 from anomalib_msacl.comparison.outcome import Outcome, outcome_of
 from anomalib_msacl.comparison.resampling import draw, strata
 from anomalib_msacl.comparison.roc import roc_band
+from anomalib_msacl.comparison.summary import _pixel_auroc
 from anomalib_msacl.medical import MedicalFolder
 
 LABELS = np.array([0] * 12 + [1] * 8)
@@ -68,6 +71,26 @@ def test_the_interval_over_images_is_that_of_a_plain_loop() -> None:
     stretched = [np.exp(each) for each in first]
     assert resampled_difference(LABELS, stretched, second, 50, 3) == pytest.approx(tuple(expected))
     assert resampled_difference(LABELS, first, first, 50) == (0, 0)
+
+
+def test_the_interval_over_images_needs_no_memory_for_all_pairs() -> None:
+    random = np.random.default_rng(0)
+    truth, values = np.arange(4000) % 2, random.normal(size=4000)
+    tracemalloc.start()
+    resampled_difference(truth, [values], [values + truth], resamples=5)
+    highest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert highest < 2000 * 2000
+
+
+def test_the_auroc_of_pixels_is_that_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    maps = torch.from_numpy(random.normal(size=(5, 16, 16)).round(1)).half()
+    maps[0, 0, :2] = torch.tensor([0.0, -0.0])
+    masks = torch.from_numpy(random.random((5, 16, 16)) < 0.2)
+    found = replace(outcome(np.zeros(5), np.array([0, 0, 1, 1, 1])), maps=maps, masks=masks)
+    expected = roc_auc_score(masks.flatten(), maps.float().flatten())
+    assert _pixel_auroc(found) == pytest.approx(expected, abs=1e-12)
 
 
 def test_slices_of_a_file_are_one_thing_to_the_intervals() -> None:

@@ -18,6 +18,7 @@ from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, roc_cur
 from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 from torchmetrics.classification import BinaryF1Score, BinaryJaccardIndex
+from torchmetrics.functional.classification import binary_stat_scores
 
 from anomalib_msacl import InputError
 from anomalib_msacl.metrics import (
@@ -25,6 +26,7 @@ from anomalib_msacl.metrics import (
     Evidence,
     MedicalEvaluator,
     MedicalMetrics,
+    _pixels,
     gather,
     image_figures,
     intervals,
@@ -87,6 +89,14 @@ def test_scores_that_are_no_numbers_have_no_order_and_infinite_ones_are_the_larg
     score, label = torch.tensor([1.0, 2.0, 3.0, float("inf")]), torch.tensor([0, 1, 0, 1])
     assert image_figures(Evidence(score, label))["image_AUROC"] == 0.75
     assert np.isnan(image_figures(Evidence(score * torch.tensor([1, 1, float("nan"), 1]), label))["image_AUROC"])
+
+
+def test_numbers_of_pixels_are_those_of_torchmetrics():
+    random = torch.Generator().manual_seed(0)
+    found, mask = (torch.rand(6, 200, generator=random) < part for part in (0.3, 0.1))
+    found[0], mask[1] = False, False
+    expected = binary_stat_scores(found.long(), mask.long(), multidim_average="samplewise")
+    assert torch.equal(_pixels(found, mask), expected)
 
 
 def test_pixel_figures_are_those_of_torchmetrics_and_anomalib():

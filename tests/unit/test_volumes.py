@@ -7,8 +7,10 @@ import itertools
 import logging
 import pickle
 import shutil
+import threading
 import tracemalloc
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -159,3 +161,42 @@ def test_a_volume_that_breaks_after_the_check_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"0\.nii\.gz, or its mask, is"):
         data.train_data[0]
+
+
+def test_threads_that_read_a_volume_each_unpack_it_once(tmp_path, monkeypatch):
+    """As a screening does, whose workers would push each other's volumes out of a common memory."""
+    paths = [save(tmp_path / f"{index}.nii.gz", seed=index) for index in range(12)]
+    loaded, load = [], nibabel.load
+    monkeypatch.setattr(nibabel, "load", lambda path: loaded.append(path) or load(path))
+    turn = threading.Barrier(len(paths))
+
+    def read(path: Path) -> None:
+        for index in range(SHAPE[2]):
+            turn.wait()
+            read_nifti(path, index, Slices())
+
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(read, paths))
+    assert sorted(loaded) == sorted(paths)
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_processes_that_load_test_images_use_copies(tmp_path, monkeypatch, loads):
+    """Each of them gets slices of every volume."""
+    for index in range(2):
+        save(tmp_path / f"good/{index}.nii.gz", seed=index)
+        save(tmp_path / f"bad/{index}.nii.gz", seed=5 + index)
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[2:5, 2:5, 1:3] = 1
+        write_nifti(tmp_path / f"masks/{index}.nii.gz", mask, nibabel.load(tmp_path / f"bad/{index}.nii.gz").affine)
+    folders = {"normal_dir": "good", "abnormal_dir": "bad", "mask_dir": "masks"}
+    data = MedicalFolder("mine", tmp_path, **folders, val_split_mode="none", test_split_mode="none")
+    data.setup()
+    expected = [(item.image, item.gt_mask) for item in data.test_data]
+    assert sum(int(mask.any()) for _, mask in expected) == 4
+    if loads:
+        monkeypatch.setattr("anomalib_msacl.medical.dataset.get_worker_info", lambda: 1)
+    for item, (image, mask) in zip(data.test_data, expected, strict=True):
+        assert torch.equal(item.image, image)
+        assert torch.equal(item.gt_mask, mask)
+    assert len(list(data.test_data.volumes.folder.path.iterdir())) == (4 if loads else 0)
