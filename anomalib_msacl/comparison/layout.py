@@ -49,7 +49,18 @@ class Layout:
         """
         if self._only_for_anomalib:
             return CheckedFolder(**self._arguments(seed))
-        return MedicalFolder(**self._arguments(seed), duplicates="list")
+        return self._medical(seed)
+
+    def _medical(self, seed: int) -> MedicalFolder:
+        """Return the set as ``MedicalFolder`` reads it; only the first one looks into the files."""
+        data = MedicalFolder(**self._arguments(seed), duplicates="list")
+        data.shared_findings = self._findings
+        return data
+
+    @cached_property
+    def _findings(self) -> list[Any]:
+        """What was found in the files."""
+        return []
 
     def _arguments(self, seed: int) -> dict[str, Any]:
         """Return what both datamodules take."""
@@ -72,7 +83,7 @@ class Layout:
         """
         try:
             with isolate_rng():  # the detectors draw the same numbers, whenever this is asked
-                MedicalFolder(**self._arguments(0), duplicates="list").setup()
+                self._medical(0).setup()
         except InputError:
             folders = [self.normal, *self.abnormal, *self.masks, *filter(None, [self.test_normal])]
             files = [path for folder in folders for path in _images(self.root / folder)]

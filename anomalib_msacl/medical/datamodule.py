@@ -101,6 +101,9 @@ class MedicalDataModule(MedMixSplit):
         self.reader = ImageReader.of(intensity, slices, grey)
         self.patients = Patients(patient_pattern, patient_tag)
         self.duplicates = duplicates
+        self.shared_findings: list[Findings] | None = None
+        """What datamodules of the same files and settings share of them, so that one alone looks into them; an empty
+        list before the first. Nothing is shared by default."""
 
     @property
     @abstractmethod
@@ -148,7 +151,9 @@ class MedicalDataModule(MedMixSplit):
         if not training:
             raise InputError(f"the data set '{self.name}' has no training images below '{self.folder}'")
         check_names(files, self.folder)
-        findings = self._inspect(files)
+        findings = self.shared_findings[0] if self.shared_findings else self._inspect(files)
+        if self.shared_findings == []:
+            self.shared_findings.append(findings)
         self.reader.fit(found for path, found in findings.contents.items() if path in training)
         logger.info("Intensity of %s: %s", self.name, self.reader.intensity)
         check_intensity(self.reader.intensity, list(findings.contents.values()), training, self.name)

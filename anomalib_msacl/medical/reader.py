@@ -209,8 +209,9 @@ class ImageReader:
             sizes.add((int(image.values.shape[0]), int(image.values.shape[1])))
             colours.add(image.colour)
             plain = plain and image.kind == "raster" and image.range == (0, 255)
-            content = np.ascontiguousarray(image.values)
-            pixels.append(hashlib.sha256(f"{content.shape}".encode() + content.tobytes()).hexdigest())
+            digest = hashlib.sha256(f"{image.values.shape}".encode())
+            digest.update(np.ascontiguousarray(image.values).data)
+            pixels.append(digest.hexdigest())
             samples.append(Sample.of(image))
         return Contents(
             path=str(path),

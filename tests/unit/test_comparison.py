@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -29,6 +30,7 @@ from anomalib_msacl.comparison.resampling import draw, strata
 from anomalib_msacl.comparison.roc import roc_band
 from anomalib_msacl.comparison.summary import _pixel_auroc
 from anomalib_msacl.medical import MedicalFolder
+from anomalib_msacl.medical.reader import ImageReader
 
 LABELS = np.array([0] * 12 + [1] * 8)
 RECIPE: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "accumulate": 1}
@@ -180,6 +182,26 @@ def test_layouts_are_found(tmp_path: Path) -> None:
     assert find_layout(tmp_path / "train" / "good").normal == "."
     with pytest.raises(InputError, match="is no folder"):
         find_layout(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("test_normal", [True, False])
+def test_the_datamodules_of_a_comparison_look_into_each_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_normal: bool
+) -> None:
+    small_set(tmp_path)
+    if not test_normal:
+        shutil.rmtree(tmp_path / "test" / "good")
+    layout, seen, inspect = find_layout(tmp_path), [], ImageReader.inspect
+    monkeypatch.setattr(ImageReader, "inspect", lambda self, path: seen.append(path) or inspect(self, path))
+    together = [layout.datamodule(seed) for seed in range(2)]
+    for data in together:
+        data.setup()
+    assert len(seen) == len(set(seen)) > 0
+    for seed, data in enumerate(together):
+        alone = MedicalFolder(**layout._arguments(seed), duplicates="list")
+        alone.setup()
+        for name in ("train_data", "test_data"):
+            pd.testing.assert_frame_equal(getattr(data, name).samples, getattr(alone, name).samples)
 
 
 def test_abnormal_images_are_not_taken_for_training(tmp_path: Path) -> None:
