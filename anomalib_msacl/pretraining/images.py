@@ -24,10 +24,14 @@ class NormalImages:
         loader: Yields batches of anomalib, tensors, or tuples that begin with a tensor; shape ``(B, 3, H, W)``, values
             in [0, 1]. Images that a batch labels abnormal are left out.
         prepare: Brings images to the size that the network takes; None leaves them.
+
+    Attributes:
+        size: Height and width of the images of the last batch, as the network takes them; None before the first.
     """
 
     def __init__(self, loader: Iterable[Any], prepare: Callable[[Tensor], Tensor] | None = None) -> None:
         self.loader = loader
+        self.size: tuple[int, ...] | None = None
         self._prepare = prepare
 
     @property
@@ -72,7 +76,9 @@ class NormalImages:
     def of_batch(self, batch: Any) -> Tensor:
         """Return the normal images of a batch of the loader, shape ``(N, 3, H, W)``."""
         images = normal_of(batch)
-        return self._prepare(images) if self._prepare else images
+        images = self._prepare(images) if self._prepare else images
+        self.size = tuple(images.shape[-2:])
+        return images
 
     def batches(self, number: int, device: torch.device) -> Iterator[Tensor]:
         """Yield batches on a device, so many images at most; with several processes each yields images of its own.

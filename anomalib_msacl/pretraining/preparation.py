@@ -15,7 +15,6 @@ from torchvision.transforms.v2 import Compose
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Backbone, Encoder, Provenance
-from anomalib_msacl.backbone.checks import check_normalisation, for_each_channel
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.compat import allow_unused_parameters
 from anomalib_msacl.errors import InputError
@@ -53,9 +52,9 @@ def encoder_for(
     """
     model, provenance = backbone
     mean, std = (saved if own is None else own for own, saved in ((mean, provenance.mean), (std, provenance.std)))
-    check_normalisation(mean, std)
-    mean, std = for_each_channel(mean), for_each_channel(std)
-    encoder = Encoder(model, layers, mean, std, recipe.freeze.stride, not recipe.freeze.batch_norm)
+    encoder = Encoder(model, layers, mean, std)
+    encoder.freeze(recipe.freeze.stride, recipe.freeze.batch_norm)
+    mean, std = encoder.normalisation
     unknown = set(provenance.layers) - {stage["module"] for stage in encoder.stages}
     if unknown:
         raise InputError(
