@@ -22,7 +22,7 @@ from anomalib_msacl.backbone.tensors import digest
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")
 _SHOWN = bool | int | float | str | Enum | None  # by torchvision's repr, also in lists
 _TELLING = _SHOWN | bytes | complex | range | slice | PurePath | np.generic | torch.dtype | torch.device
-_CONTAINERS = Mapping | list | tuple | set | frozenset | np.ndarray
+_CONTAINERS = (Mapping, list, tuple, set, frozenset, np.ndarray)
 _DEEPEST = 3  # objects in objects that are looked into
 
 
@@ -142,7 +142,7 @@ def _of_object(value: Any, within: tuple[Any, ...]) -> Any:
     if isinstance(value, type | BuiltinFunctionType):
         return f"{value.__module__}.{value.__qualname__}"
     name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or type(value).__qualname__
-    if sum(not isinstance(each, nn.Module | _CONTAINERS) for each in within) > _DEEPEST:
+    if sum(not isinstance(each, (nn.Module, *_CONTAINERS)) for each in within) > _DEEPEST:
         return name
     own = getattr(value, "__dict__", {})
     public = {key: each for key, each in own.items() if not key.startswith("_") or key == "__wrapped__"}
