@@ -50,7 +50,7 @@ class NormalImages:
         """Return normal images of whatever holds some.
 
         Args:
-            images: Themselves, a tensor of shape ``(N, 3, H, W)``, or a loader.
+            images: Themselves, a tensor of shape ``(N, 3, H, W)``, or a loader or a list of batches.
             batch_size: Images in a batch, for a tensor, which is shuffled for every walk.
 
         Raises:
@@ -67,10 +67,14 @@ class NormalImages:
             size = min(batch_size, len(images))
             return cls(DataLoader(cast("Any", images), batch_size=size, shuffle=True, drop_last=True))
         if not isinstance(images, Iterable):
-            raise InputError(f"images are {images!r}, but must be a tensor of shape (N, 3, H, W), or a loader of such.")
+            raise InputError(
+                f"images are {images!r}, but must be a tensor of shape (N, 3, H, W), or a loader or list of such."
+            )
         if isinstance(images, Iterator) or _holds_nothing(images):
             kind = f"a {type(images).__name__}, which ends" if isinstance(images, Iterator) else "a loader of nothing"
             raise InputError(f"images are {kind}, but must be a loader or a list: they are walked through many times.")
+        if isinstance(images, list | tuple):  # Lightning would take the batches for several loaders
+            return cls(DataLoader(cast("Any", images), batch_size=None, collate_fn=_as_it_is))
         return cls(images)
 
     def of_batch(self, batch: Any) -> Tensor:
@@ -110,6 +114,11 @@ class NormalImages:
             number -= loader.size if isinstance(loader, SharedLoader) else len(images)
             if number <= 0:
                 break
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Return a batch of a list; a function of its own, because workers cannot be sent a lambda."""
+    return batch
 
 
 def _holds_nothing(loader: Any) -> bool:

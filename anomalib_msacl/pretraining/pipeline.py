@@ -60,7 +60,8 @@ def pretrain(
         encoder: Backbone and layers; changed in place. What of it is trained, the recipe says.
         provenance: Where its weights come from, as :func:`anomalib_msacl.backbone.create_backbone` tells. The weights
             are saved with the encoder's normalisation and the size of the images.
-        images: Normal training images in [0, 1]: a tensor of shape ``(N, 3, H, W)``, or a loader of such batches.
+        images: Normal training images in [0, 1]: a tensor of shape ``(N, 3, H, W)``, or a loader or list of such
+            batches.
         held_out: Other normal images, for the choice; without them the last step is kept.
         recipe: How to pre-train; the default if None.
         trainer: Makes the steps; one on this machine's best device if None. It is used once. For several devices every
