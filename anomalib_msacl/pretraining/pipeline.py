@@ -29,7 +29,7 @@ from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints, tell_stop
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, is_due, step_name
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
-from anomalib_msacl.pretraining.preparation import check_trainer
+from anomalib_msacl.pretraining.preparation import check_thawed, check_trainer
 from anomalib_msacl.pretraining.pretrained import Pretrained
 from anomalib_msacl.pretraining.progress import show_stage, whole_bar
 from anomalib_msacl.pretraining.questions import Score, draw_questions
@@ -87,6 +87,7 @@ def pretrain(
     images = NormalImages.of(_of_the_kind(images, encoder), recipe.batch_size)
     held_out = _of_the_kind(held_out, encoder)
     run = Pretraining(encoder, provenance, recipe)
+    check_thawed(encoder, recipe)
     trainer = trainer or make_trainer(recipe)
     check_trainer(trainer, recipe)
     with isolate_rng(), whole_bar(trainer):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anomalib_msacl import Recipe, pretrain
+from anomalib_msacl import InputError, Recipe, pretrain
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.pretraining import Pretrained
 
@@ -47,7 +47,6 @@ def moved(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
         (0, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}),
         (4, {"layer2", "layer3", "layer4"}),
         (16, {"layer4"}),
-        (64, set()),
     ],
 )
 def test_the_recipe_says_which_stages_are_trained(stride: int, expected: set[str], own: int) -> None:
@@ -56,6 +55,14 @@ def test_the_recipe_says_which_stages_are_trained(stride: int, expected: set[str
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pretrained(encoder, provenance, freeze={"stride": stride})
     assert moved(model, before) == expected
+
+
+def test_a_recipe_that_freezes_everything_is_refused_unless_it_makes_no_step() -> None:
+    model, provenance = create_backbone("test_resnet", "random")
+    encoder = Encoder(model)
+    with pytest.raises(InputError, match=r"nothing would be trained: with freeze.stride 64"):
+        pretrained(encoder, provenance, freeze={"stride": 64})
+    pretrained(encoder, provenance, freeze={"stride": 64}, max_steps=0)
 
 
 @pytest.mark.parametrize("kept", [True, False])
