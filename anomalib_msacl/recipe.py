@@ -58,7 +58,7 @@ class LossRecipe:
         temperature: ``tau`` of ``l_MSACL``.
         alpha: By how much pairs of one class are pushed apart less, at least 1; not known to us.
         positives: What counts as a positive in ``l_MSACL``: any sample of the ``class``, or another draw from the same
-            ``image``.
+            ``image``, of which there must be several: ``view.number`` is 2 at least then.
         position_images: Normal images whose patches ``l_pos`` tells apart in a step, at most; they are those of the
             first of its batches.
         projection: Dimension of ``f_theta``, at most 65536.
@@ -303,8 +303,13 @@ class Recipe:
     choice: ChoiceRecipe = ChoiceRecipe()
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges, and what does not go together."""
         _check(self, "recipe")
+        if self.loss.positives == "image" and self.loss.contrastive > 0 and self.view.number == 1:
+            raise InputError(
+                "recipe.loss.positives is image, but recipe.view.number is 1, so that no image has another draw and "
+                "l_MSACL would be 0; set view.number to 2, or positives to class."
+            )
 
     @classmethod
     def of(cls, values: Recipe | Mapping[str, Any] | None) -> Recipe:

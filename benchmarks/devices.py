@@ -63,8 +63,7 @@ def work(rank: int, processes: int, folder: str, name: str, weights: str, steps:
     backbone, provenance = create_backbone(name, weights)
     clock, begin = Clock(), time.perf_counter()
     trainer = make_trainer(recipe, accelerator="cpu", callbacks=[clock], **group)
-    encoder = Encoder(backbone, frozen_stride=recipe.freeze.stride)
-    pretrain(encoder, provenance, images, None, recipe, trainer)
+    pretrain(Encoder(backbone), provenance, images, None, recipe, trainer)
     rate = BATCH * (steps - 1) / (clock.ends[-1] - clock.ends[0])
     before = clock.ends[0] - begin - BATCH / rate
     return rate, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)

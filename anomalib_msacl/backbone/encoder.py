@@ -7,8 +7,10 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from anomalib_msacl.backbone.checks import check_normalisation, for_each_channel
 from anomalib_msacl.compat import BatchNorm, position_embeddings_without_antialiasing
 from anomalib_msacl.errors import InputError, name_some
 
@@ -26,17 +28,19 @@ class Encoder(nn.Module):
         layers: Layers for the dense features, named as in ``feature_info`` (``"layer2"``, ``"blocks.4"``) or by
             index. None takes strides 8 and 16 of a convolutional backbone, the middle and three quarters of a
             transformer.
-        mean: Normalisation, one value a channel.
-        std: Normalisation, one value a channel.
-        frozen_stride: Stages up to this output stride are not trained; 0 trains all.
-        train_batch_norm: Update BatchNorm statistics while training.
+        mean: Normalisation, one value a channel; None takes that of the weights, as ``create_backbone`` notes it in
+            ``pretrained_cfg``.
+        std: Normalisation, likewise.
+        frozen_stride: See :meth:`freeze`. A pre-training takes that of its recipe.
+        train_batch_norm: Update BatchNorm statistics while training. A pre-training does as its recipe says.
 
     Attributes:
         layers: Names of the layers.
+        normalisation: Mean and standard deviation, one value a channel, as they were given.
         frozen: The first stages, run on their own while they stay as they are; None runs everything as a whole.
 
     Raises:
-        InputError: If the architecture gives no feature maps, or a layer does not exist.
+        InputError: If the architecture gives no feature maps, a layer does not exist, or nothing can be normalised so.
     """
 
     mean: Tensor
@@ -46,8 +50,8 @@ class Encoder(nn.Module):
         self,
         backbone: nn.Module,
         layers: Sequence[str | int] | None = None,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         frozen_stride: int = 0,
         train_batch_norm: bool = False,
     ) -> None:
@@ -61,14 +65,16 @@ class Encoder(nn.Module):
         self.layers = [names[index] for index in self.index]
         if len(set(self.index)) < len(self.index):
             raise InputError(f"layers names a layer twice, {name_some(self.layers)}; name each of them once.")
-        self.train_batch_norm = train_batch_norm
         self._channels_last = False  # the format itself cannot be pickled
         self.frozen: FrozenStages | None = None
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
-        for parameter in _frozen_parameters(backbone, self.stages, frozen_stride):
-            parameter.requires_grad_(False)
-        self.train()  # Lightning keeps the modes it finds: BatchNorm must be in evaluation mode from the start
+        self.normalisation = _normalisation(backbone, mean, std)
+        for name, values in zip(("mean", "std"), self.normalisation, strict=True):
+            numbers = torch.tensor(values, dtype=torch.get_default_dtype())
+            self.register_buffer(name, numbers[:, None, None], persistent=False)
+        # What somebody else holds fast, as timm does with some positions, is never trained.
+        self._trainable = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+        self.train_batch_norm = False
+        self.freeze(frozen_stride, not train_batch_norm)
 
     @property
     def dim(self) -> int:
@@ -92,6 +98,20 @@ class Encoder(nn.Module):
         strict = (module for module in self.backbone.modules() if getattr(module, "strict_img_size", False))
         sides = (int(cast("Any", module).img_size[0]) for module in strict if _reads_images(module))
         return next(sides, None)
+
+    def freeze(self, stride: int, batch_norm: bool = True) -> None:
+        """Say what is not trained, in place of what was said before, and go into training mode.
+
+        Args:
+            stride: Stages of a convolutional backbone up to this output stride are not trained; 0 trains all.
+            batch_norm: Keep the statistics of BatchNorm.
+        """
+        for name, parameter in self.backbone.named_parameters():
+            parameter.requires_grad_(name in self._trainable)
+        for parameter in _frozen_parameters(self.backbone, self.stages, stride):
+            parameter.requires_grad_(False)
+        self.train_batch_norm = not batch_norm
+        self.train()  # Lightning keeps the modes it finds: BatchNorm must be in evaluation mode from the start
 
     def train(self, mode: bool = True) -> Encoder:
         """Set the training mode; BatchNorm stays in evaluation mode unless it is to be trained and is not frozen."""
@@ -188,6 +208,17 @@ def stages_of(backbone: nn.Module) -> list[dict[str, Any]]:
             f"backbone {name} gives no intermediate feature maps in timm; choose one that does, such as resnet18."
         )
     return [dict(stage) for stage in info]
+
+
+def _normalisation(
+    backbone: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation, checked, those of the weights where they are None."""
+    config: Any = getattr(backbone, "pretrained_cfg", None) or {}
+    mean = (config.get("mean") or IMAGENET_DEFAULT_MEAN) if mean is None else mean
+    std = (config.get("std") or IMAGENET_DEFAULT_STD) if std is None else std
+    check_normalisation(mean, std)
+    return for_each_channel(mean), for_each_channel(std)
 
 
 def _reads_images(embedding: nn.Module) -> bool:

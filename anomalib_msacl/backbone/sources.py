@@ -124,7 +124,7 @@ def create_backbone(
         model_args: Further arguments of the architecture, e.g. ``{"img_size": 392}``.
 
     Returns:
-        The model, and where its weights come from.
+        The model, whose ``pretrained_cfg`` has the normalisation of the weights, and where these come from.
 
     Raises:
         InputError: If the backbone is unknown, or the weights cannot be had or do not fit.
@@ -143,6 +143,8 @@ def create_backbone(
         provenance = _load_path(model, architecture, place)
     else:
         provenance = _LOADERS[source.kind](model, backbone, architecture)
+    note: Any = model  # where timm, and an Encoder, look for it; timm's own may be that of other weights
+    note.pretrained_cfg = {**note.pretrained_cfg, "mean": provenance.mean, "std": provenance.std}
     return Backbone(model, replace(provenance, model_args=model_args))
 
 

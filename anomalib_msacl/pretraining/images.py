@@ -24,10 +24,14 @@ class NormalImages:
         loader: Yields batches of anomalib, tensors, or tuples that begin with a tensor; shape ``(B, 3, H, W)``, values
             in [0, 1]. Images that a batch labels abnormal are left out.
         prepare: Brings images to the size that the network takes; None leaves them.
+
+    Attributes:
+        size: Height and width of the images of the last batch, as the network takes them; None before the first.
     """
 
     def __init__(self, loader: Iterable[Any], prepare: Callable[[Tensor], Tensor] | None = None) -> None:
         self.loader = loader
+        self.size: tuple[int, ...] | None = None
         self._prepare = prepare
 
     @property
@@ -46,7 +50,7 @@ class NormalImages:
         """Return normal images of whatever holds some.
 
         Args:
-            images: Themselves, a tensor of shape ``(N, 3, H, W)``, or a loader.
+            images: Themselves, a tensor of shape ``(N, 3, H, W)``, or a loader or a list of batches.
             batch_size: Images in a batch, for a tensor, which is shuffled for every walk.
 
         Raises:
@@ -63,16 +67,22 @@ class NormalImages:
             size = min(batch_size, len(images))
             return cls(DataLoader(cast("Any", images), batch_size=size, shuffle=True, drop_last=True))
         if not isinstance(images, Iterable):
-            raise InputError(f"images are {images!r}, but must be a tensor of shape (N, 3, H, W), or a loader of such.")
+            raise InputError(
+                f"images are {images!r}, but must be a tensor of shape (N, 3, H, W), or a loader or list of such."
+            )
         if isinstance(images, Iterator) or _holds_nothing(images):
             kind = f"a {type(images).__name__}, which ends" if isinstance(images, Iterator) else "a loader of nothing"
             raise InputError(f"images are {kind}, but must be a loader or a list: they are walked through many times.")
+        if isinstance(images, list | tuple):  # Lightning would take the batches for several loaders
+            return cls(DataLoader(cast("Any", images), batch_size=None, collate_fn=_as_it_is))
         return cls(images)
 
     def of_batch(self, batch: Any) -> Tensor:
         """Return the normal images of a batch of the loader, shape ``(N, 3, H, W)``."""
         images = normal_of(batch)
-        return self._prepare(images) if self._prepare else images
+        images = self._prepare(images) if self._prepare else images
+        self.size = tuple(images.shape[-2:])
+        return images
 
     def batches(self, number: int, device: torch.device) -> Iterator[Tensor]:
         """Yield batches on a device, so many images at most; with several processes each yields images of its own.
@@ -104,6 +114,11 @@ class NormalImages:
             number -= loader.size if isinstance(loader, SharedLoader) else len(images)
             if number <= 0:
                 break
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Return a batch of a list; a function of its own, because workers cannot be sent a lambda."""
+    return batch
 
 
 def _holds_nothing(loader: Any) -> bool:

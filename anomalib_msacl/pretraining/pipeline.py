@@ -29,7 +29,7 @@ from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints, tell_stop
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, is_due, step_name
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule, make_trainer
-from anomalib_msacl.pretraining.preparation import check_trainer
+from anomalib_msacl.pretraining.preparation import check_thawed, check_trainer
 from anomalib_msacl.pretraining.pretrained import Pretrained
 from anomalib_msacl.pretraining.progress import show_stage, whole_bar
 from anomalib_msacl.pretraining.questions import Score, draw_questions
@@ -57,9 +57,11 @@ def pretrain(
     Random numbers outside are left alone: the same seed gives the same weights.
 
     Args:
-        encoder: Backbone and layers; changed in place.
-        provenance: Where its weights come from, as :func:`anomalib_msacl.backbone.create_backbone` tells.
-        images: Normal training images in [0, 1]: a tensor of shape ``(N, 3, H, W)``, or a loader of such batches.
+        encoder: Backbone and layers; changed in place. What of it is trained, the recipe says.
+        provenance: Where its weights come from, as :func:`anomalib_msacl.backbone.create_backbone` tells. The weights
+            are saved with the encoder's normalisation and the size of the images.
+        images: Normal training images in [0, 1]: a tensor of shape ``(N, 3, H, W)``, or a loader or list of such
+            batches.
         held_out: Other normal images, for the choice; without them the last step is kept.
         recipe: How to pre-train; the default if None.
         trainer: Makes the steps; one on this machine's best device if None. It is used once. For several devices every
@@ -85,6 +87,7 @@ def pretrain(
     images = NormalImages.of(_of_the_kind(images, encoder), recipe.batch_size)
     held_out = _of_the_kind(held_out, encoder)
     run = Pretraining(encoder, provenance, recipe)
+    check_thawed(encoder, recipe)
     trainer = trainer or make_trainer(recipe)
     check_trainer(trainer, recipe)
     with isolate_rng(), whole_bar(trainer):
@@ -106,7 +109,9 @@ def pretrain(
             show_stage(trainer, "choice")
             run.choose()
             run.realign(images)
-    return run.result()
+    found = run.result()
+    size = images.size or found.provenance.input_size  # none were looked at where there was nothing to do
+    return replace(found, provenance=replace(found.provenance, input_size=size))
 
 
 def _of_the_kind(images: Any, encoder: Encoder) -> Any:
@@ -144,6 +149,7 @@ class Pretraining:
 
     def __init__(self, encoder: Encoder, provenance: Provenance, recipe: Recipe) -> None:
         self.encoder, self.recipe = encoder, recipe
+        encoder.freeze(recipe.freeze.stride, recipe.freeze.batch_norm)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             self.terms = MsaclTerms(encoder, recipe)
@@ -151,7 +157,8 @@ class Pretraining:
         self.choice = Choice()
         self.trainings = Trainings(recipe.trainings)
         self.steps = 0
-        self._initial = replace(provenance, layers=provenance.layers or tuple(encoder.layers))
+        mean, std = encoder.normalisation
+        self._initial = replace(provenance, layers=provenance.layers or tuple(encoder.layers), mean=mean, std=std)
         self._provenance = self._initial
         self._start: StateDict = {}
 

@@ -15,7 +15,6 @@ from torchvision.transforms.v2 import Compose
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Backbone, Encoder, Provenance
-from anomalib_msacl.backbone.checks import check_normalisation, for_each_channel
 from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.compat import allow_unused_parameters
 from anomalib_msacl.errors import InputError
@@ -53,9 +52,9 @@ def encoder_for(
     """
     model, provenance = backbone
     mean, std = (saved if own is None else own for own, saved in ((mean, provenance.mean), (std, provenance.std)))
-    check_normalisation(mean, std)
-    mean, std = for_each_channel(mean), for_each_channel(std)
-    encoder = Encoder(model, layers, mean, std, recipe.freeze.stride, not recipe.freeze.batch_norm)
+    encoder = Encoder(model, layers, mean, std)
+    encoder.freeze(recipe.freeze.stride, recipe.freeze.batch_norm)
+    mean, std = encoder.normalisation
     unknown = set(provenance.layers) - {stage["module"] for stage in encoder.stages}
     if unknown:
         raise InputError(
@@ -100,11 +99,27 @@ def check_trainable(encoder: Encoder, recipe: Recipe, architecture: str, size: S
             ) from error
     dense = recipe.loss.dense > 0 and any(layer.requires_grad for layer in found.maps)
     if not dense and not (pooled and found.values.keys() - {"dense"}):
-        raise InputError(
-            f"nothing would be trained: with freeze.stride {recipe.freeze.stride} and layers "
-            f"{', '.join(encoder.layers)} no term of the recipe reaches a weight; lower freeze.stride, name deeper "
-            "layers or switch a term on."
-        )
+        raise _nothing_trained(encoder, recipe)
+
+
+def check_thawed(encoder: Encoder, recipe: Recipe) -> None:
+    """Refuse steps that could change no weight of the backbone, whatever the images are.
+
+    Raises:
+        InputError: If the recipe freezes all of it and does not stop before the first step.
+    """
+    steps = recipe.max_steps and not recipe.whitening.alone
+    if steps and not any(parameter.requires_grad for parameter in encoder.backbone.parameters()):
+        raise _nothing_trained(encoder, recipe)
+
+
+def _nothing_trained(encoder: Encoder, recipe: Recipe) -> InputError:
+    """Return what says that no weight would change."""
+    return InputError(
+        f"nothing would be trained: with freeze.stride {recipe.freeze.stride} and layers "
+        f"{', '.join(encoder.layers)} no term of the recipe reaches a weight; lower freeze.stride, name deeper "
+        "layers or switch a term on."
+    )
 
 
 def _one_step(encoder: Encoder, recipe: Recipe, size: Sequence[int]) -> tuple[TermValues, bool]:

@@ -13,7 +13,7 @@ from anomalib_msacl.recipe import RENAMED, LossRecipe, whitening_only
 
 
 def test_plain_data_round_trip() -> None:
-    recipe = Recipe(loss=LossRecipe(dense=0.5, positives="image"), whitening=whitening_only(0.2).whitening)
+    recipe = Recipe(loss=LossRecipe(dense=0.5, alpha=3.0), whitening=whitening_only(0.2).whitening)
     assert Recipe.of(json.loads(json.dumps(recipe.plain()))) == recipe
     assert Recipe.of(None) == Recipe()
     assert Recipe.of(recipe) is recipe
@@ -33,6 +33,14 @@ def test_a_name_of_the_version_before_is_answered_with_the_new_one(old: str) -> 
         Recipe.of({old: 1})
     part, name = new.split(".")
     assert name in get_type_hints(get_type_hints(Recipe)[part])
+
+
+def test_positives_of_the_same_image_need_a_second_view_of_it() -> None:
+    alone = {"loss": {"positives": "image"}}
+    with pytest.raises(InputError, match=r"recipe.loss.positives is image, but recipe.view.number is 1.*set view.numb"):
+        Recipe.of(alone)
+    assert Recipe.of({**alone, "view": {"number": 2}}).view.number == 2
+    assert Recipe.of({"loss": {"positives": "image", "contrastive": 0.0}}).loss.contrastive == 0
 
 
 def test_pooled_features_are_needed_only_if_a_term_is_on() -> None:

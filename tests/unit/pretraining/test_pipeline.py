@@ -76,6 +76,15 @@ def test_a_tensor_and_a_loader_of_it_give_the_same_weights() -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_batches_and_a_loader_of_them_give_the_same_weights(kind: Any) -> None:
+    recipe, batches = make_recipe(**{**SMALL, "max_steps": 3}), kind(images(8).split(4))
+    one = pretrain(*start(), batches, kind([images(6, 1)]), recipe)
+    other = pretrain(*start(), DataLoader(images(8), batch_size=4), DataLoader(images(6, 1), batch_size=6), recipe)
+    assert one.steps == other.steps == 3
+    assert all(torch.equal(one.weights[name], tensor) for name, tensor in other.weights.items())
+
+
 @pytest.mark.parametrize(("accumulate", "expected"), [(1, [1, 1, 1, 1]), (3, [3, 1, 3, 1]), (8, [4, 4, 4, 4])])
 def test_relative_positions_count_once_for_each_batch_of_their_step(
     accumulate: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
