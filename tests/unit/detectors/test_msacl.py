@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import timm
 import torch
+from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import ImageBatch, PredictDataset
 from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
