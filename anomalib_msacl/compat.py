@@ -164,6 +164,37 @@ def set_max_steps(trainer: Trainer, steps: int) -> None:
     trainer.fit_loop.epoch_loop.max_steps = steps
 
 
+def is_stopping(trainer: Trainer) -> bool:
+    """Whether a training was told to stop, by a callback for example, and will make no further step."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early  # noqa: SLF001
+
+
+def before_saving(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Let a function run before a trainer saves a checkpoint, until :func:`saves_as_before`.
+
+    Some callbacks, such as ``EarlyStopping``, end a training after the last hook of the model before the checkpoint.
+
+    Args:
+        trainer: Changed in place.
+        act: May train networks, too: checkpoints are also saved after validations, where nothing has gradients.
+    """
+    saves_as_before(trainer)
+    save = trainer.save_checkpoint
+
+    @functools.wraps(save)
+    def act_and_save(*args: Any, **kwargs: Any) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            act()
+        save(*args, **kwargs)
+
+    cast("Any", trainer).save_checkpoint = act_and_save
+
+
+def saves_as_before(trainer: Trainer) -> None:
+    """Undo :func:`before_saving`."""
+    trainer.__dict__.pop("save_checkpoint", None)
+
+
 def allow_unused_parameters(strategy: DDPStrategy) -> None:
     """Let DDP work where some parameters get no gradient, whatever the strategy was built with."""
     strategy._ddp_kwargs["find_unused_parameters"] = True  # noqa: SLF001

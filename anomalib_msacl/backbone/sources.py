@@ -148,6 +148,21 @@ def create_backbone(
     return Backbone(model, replace(provenance, model_args=model_args))
 
 
+def timm_name(backbone: str) -> str:
+    """Return the name that timm knows a backbone by, so that it can be built where its folder is gone.
+
+    Args:
+        backbone: A timm name, ``local-dir:DIR`` or ``hf-hub:OWNER/NAME``.
+
+    Returns:
+        The architecture; the backbone as it is where its folder sets arguments, without which it would be another one.
+    """
+    if not backbone.startswith((LOCAL, HUB)):
+        return backbone
+    folder = parse_source(backbone).folder_or_file()
+    return backbone if model_args_of(folder) else str(read_config(folder)["architecture"])
+
+
 def _check_arguments(backbone: Any, model_args: Any) -> None:
     """Raise :class:`InputError` where arguments from Python are of another kind."""
     if not isinstance(backbone, str):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ FORMAT = 1
 ENDING = ".bundle.json"
 CHANNELS = 3
 _LARGEST = 50_000_000  # bytes; calibration scores take about twenty each
+_ONLY_TOLD = ("versions", "calibration", "format")  # entries that change no row of a table
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,14 @@ class Bundle:
     channels: int = CHANNELS
     format: int = FORMAT
 
-    @property
+    @cached_property
     def version(self) -> str:
-        """Name of the model and of the program, short enough for a column of a table."""
-        digest = next(iter(self.files.values()), self.weights_sha256)
+        """Name of the program and of all that decides a result, short enough for a column of a table.
+
+        It has the files, the thresholds and the reading, too: of two models with one ``model.xml`` the weights differ.
+        """
+        decides = {name: value for name, value in asdict(self).items() if name not in _ONLY_TOLD}
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
         return f"anomalib-msacl {anomalib_msacl.__version__}, {self.model.rsplit('.', 1)[-1]} {digest[:12]}"
 
     def write(self, model: Path) -> Path:

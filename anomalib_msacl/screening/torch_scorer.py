@@ -14,7 +14,7 @@ from anomalib.models.components import AnomalibModule
 
 from anomalib_msacl.checkpoints import read_checkpoint, restored
 from anomalib_msacl.detectors.igd import Igd  # noqa: F401  # one of them
-from anomalib_msacl.detectors.msacl import Msacl  # noqa: F401  # another
+from anomalib_msacl.detectors.msacl import Msacl
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.image import Array
 from anomalib_msacl.screening.describe import Record, describe
@@ -32,13 +32,15 @@ class TorchScorer:
         model_class: Class of the model; found by the names of its settings if None.
 
     Raises:
-        InputError: If it cannot be read, its class is not known, or it has no threshold.
+        InputError: If it cannot be read, its class is not known, or it has no threshold or no detector.
     """
 
     def __init__(self, path: Path, threads: int, model_class: str | None = None) -> None:
         checkpoint = read_checkpoint(path, _subclasses(AnomalibModule))
         kind = _class_of(path, checkpoint, model_class)
         model = restored(kind, path, checkpoint, "--model_class")
+        if isinstance(model, Msacl):
+            model.model.check_fitted()
         self.bundle = describe(model, Record.of_checkpoint(checkpoint))
         self.bundle.image.known()
         self._model = model.eval()

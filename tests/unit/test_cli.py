@@ -129,7 +129,7 @@ def test_importing_and_building_leave_the_process_as_it_was() -> None:
         "hook, resample = sys.excepthook, vit.resample_abs_pos_embed\n"
         "from anomalib_msacl import MedMix, Msacl, MsaclPretraining, Recipe\n"
         "import torch\n"
-        "model = Msacl('test_vit', 'random', image_size=96)\n"
+        "model = Msacl('test_vit', 'random', image_size=96, detector=False)\n"
         "MsaclPretraining(weights='random')\n"
         "model(torch.rand(1, 3, 96, 96))\n"
         "assert sys.excepthook is hook\n"

@@ -28,10 +28,13 @@ from anomalib_msacl.compat import (
     BatchNorm,
     DataHooks,
     allow_unused_parameters,
+    before_saving,
     exporting_with,
     is_attached,
+    is_stopping,
     one_results_folder,
     position_embeddings_without_antialiasing,
+    saves_as_before,
     set_max_steps,
     use_test_augmentations,
     without_antialiasing,
@@ -103,6 +106,37 @@ def test_a_module_knows_whether_it_has_a_trainer() -> None:
     assert not is_attached(module)
     module.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     assert is_attached(module)
+
+
+def test_a_checkpoint_can_wait_for_what_is_to_be_done_before(tmp_path: Path) -> None:
+    """Otherwise the checkpoint of a training that was stopped would not have what is made at its end."""
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    module, seen = LightningModule(), []
+    trainer.strategy.connect(module)
+
+    def act() -> None:
+        seen.append(torch.is_grad_enabled() and not torch.is_inference_mode_enabled())
+        module.register_buffer("made", torch.ones(1))
+
+    before_saving(trainer, act)
+    before_saving(trainer, act)  # a second fit
+    with torch.inference_mode():
+        trainer.save_checkpoint(tmp_path / "model.ckpt")
+    assert seen == [True]
+    assert "made" in torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"]
+    saves_as_before(trainer)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    assert seen == [True]
+
+
+def test_a_trainer_says_whether_it_was_told_to_stop() -> None:
+    """Otherwise a training that is stopped before its least number of steps would end without them."""
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", min_steps=1)
+    assert not is_stopping(trainer)
+    trainer.should_stop = True
+    assert not is_stopping(trainer)
+    trainer.fit_loop.epoch_loop.min_steps = 0
+    assert is_stopping(trainer)
 
 
 def test_anomalibs_datamodule_calls_the_methods_that_are_given_public_names() -> None:

@@ -13,7 +13,8 @@ from anomalib.models.components.base import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_msacl.compat import is_attached
+from anomalib_msacl.backbone.sources import timm_name
+from anomalib_msacl.compat import before_saving, is_attached, saves_as_before
 from anomalib_msacl.detectors.igd.checks import check_fit, check_numbers, check_sizes, normalisation_of, size_of
 from anomalib_msacl.detectors.igd.torch_model import IgdModel
 from anomalib_msacl.detectors.igd.training import IgdTraining, total_steps
@@ -85,6 +86,7 @@ class Igd(TellsErrors, AnomalibModule):  # type: ignore[misc]  # the bases of An
         numbers |= {"patch_stride": patch_stride, "update_every": update_every, "evaluations": evaluations}
         check_numbers(learning_rate, **numbers)
         check_layers(backbone, layers)
+        self.architecture = timm_name(backbone)
         size = size_of(image_size)
         if pre_processor is True:
             pre_processor = self.configure_pre_processor(size)
@@ -117,6 +119,12 @@ class Igd(TellsErrors, AnomalibModule):  # type: ignore[misc]  # the bases of An
         """Look at every image before any long work."""
         if stage == "fit":
             check_fit(self.trainer)
+            before_saving(self.trainer, lambda: self.training_run.choose_where_over(self))
+
+    def teardown(self, stage: str) -> None:
+        """Leave the trainer as it was."""
+        if stage == "fit":
+            saves_as_before(self.trainer)
 
     def configure_optimizers(self) -> Any:
         """Adam for encoder and decoders, Adam for the critics, each with a poly schedule."""
@@ -142,8 +150,8 @@ class Igd(TellsErrors, AnomalibModule):  # type: ignore[misc]  # the bases of An
         self.training_run.end_batch(self, batch_idx)
 
     def on_train_end(self) -> None:
-        """Choose all the same when training was stopped early."""
-        self.training_run.choose()
+        """Choose all the same where training has ended unexpectedly."""
+        self.training_run.choose(self)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:  # type: ignore[override]  # as in anomalib
         """Score a batch."""
@@ -153,7 +161,8 @@ class Igd(TellsErrors, AnomalibModule):  # type: ignore[misc]  # the bases of An
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint be loaded without the weights that the backbone was built with: it brings its own."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pre_trained": False}
+        plain = {"backbone": self.architecture, "pre_trained": False}
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **plain}
         checkpoint[_STATE] = self.training_run.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

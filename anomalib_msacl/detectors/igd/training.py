@@ -14,6 +14,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import PolynomialLR
 
 from anomalib_msacl.backbone.encoder import evaluating
+from anomalib_msacl.compat import is_stopping
 from anomalib_msacl.detectors.igd.autoencoder import Autoencoder
 from anomalib_msacl.detectors.igd.checks import check_finite, tell_collapse, tell_dead_critic
 from anomalib_msacl.detectors.igd.held_out import HeldOutImages, unit_images
@@ -49,6 +50,7 @@ class IgdTraining:
         self.update_every, self.evaluations, self.seed = update_every, evaluations, seed
         self.choice = Choice("Igd")
         self._first_epoch = 0
+        self._epoch, self._compared = 0, -1  # the present one, from 1; number of the step that was compared last
         self._decided = False
         self._spread: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -71,7 +73,7 @@ class IgdTraining:
 
     def prepare(self, module: AnomalibModule) -> None:
         """Collect the held-out images; without any, the last stage is kept."""
-        self._decided = False
+        self._decided, self._compared = False, -1
         if not module.current_epoch and module.trainer.ckpt_path is None:
             self.choice = Choice("Igd")  # what an earlier fit of the same model has left does not count
         datamodule: Any = getattr(module.trainer, "datamodule", None)
@@ -102,6 +104,7 @@ class IgdTraining:
 
     def start_epoch(self, module: AnomalibModule) -> None:
         """Estimate centre and deviation where it is time, and tell where something has collapsed."""
+        self._epoch = module.current_epoch + 1
         self.seed_loader(module)
         if module.current_epoch % self.update_every:
             return
@@ -149,21 +152,32 @@ class IgdTraining:
         module.log_dict({name: value.detach() for name, value in terms.items()}, on_epoch=True, batch_size=len(images))
 
     def end_batch(self, module: AnomalibModule, batch_idx: int) -> None:
-        """After the last batch of an epoch, compare its stage where one is due; after the last epoch choose."""
-        trainer, epoch = module.trainer, module.current_epoch + 1
-        stopped = -1 < trainer.max_steps <= trainer.global_step
-        if batch_idx + 1 < trainer.num_training_batches and not stopped:
+        """After the last batch of an epoch, compare its stage where one is due; at the end of the training choose."""
+        trainer, epoch = module.trainer, self._epoch
+        over = is_over(trainer)
+        if self._decided or (batch_idx + 1 < trainer.num_training_batches and not over):
             return
-        last = stopped or epoch == trainer.max_epochs
+        last = over or epoch == trainer.max_epochs
         epochs = _epochs(trainer)
         if last or epoch * self.evaluations // epochs > (epoch - 1) * self.evaluations // epochs:
-            self._compare(module, epoch)
+            name = self._compare(module)
+            if name in self.choice.scores:
+                module.log("held_out_image_AUROC", self.choice.scores[name].image_auroc)
         if last:
-            self.choose()
+            self.choose(module)
 
-    def choose(self) -> None:
-        """Keep the stage that was chosen; once."""
-        if self._decided or not self.choice.scores:
+    def choose_where_over(self, module: AnomalibModule) -> None:
+        """Choose after the last step, or where training was told to stop: before a checkpoint is saved."""
+        if is_over(module.trainer):
+            self.choose(module)
+
+    def choose(self, module: AnomalibModule) -> None:
+        """Keep the stage that was chosen; once. The present one takes part, wherever the training has ended."""
+        if self._decided:
+            return
+        if self._compared != module.global_step:
+            self._compare(module)
+        if not self.choice.scores:
             return
         self._decided = True
         last = next(reversed(self.choice.scores))
@@ -181,11 +195,11 @@ class IgdTraining:
         self.choice.load_state_dict(state)
         self._first_epoch = epoch
 
-    def _compare(self, module: AnomalibModule, epoch: int) -> None:
-        name = f"epoch {epoch}"
+    def _compare(self, module: AnomalibModule) -> str:
+        """Compare the present stage, and return its name."""
+        name, self._compared = f"epoch {self._epoch}", module.global_step
         self.choice.consider(name, self.model, self._weights(), module.device)
-        if name in self.choice.scores:
-            module.log("held_out_image_AUROC", self.choice.scores[name].image_auroc)
+        return name
 
     def _trained(self) -> list[Tensor]:
         frozen = set(self.model.feature_extractor.parameters()) if self.model.frozen else set()
@@ -246,6 +260,13 @@ def total_steps(trainer: Trainer) -> int:
         return trainer.max_steps // 2
     batches = epochs * int(trainer.num_training_batches)
     return batches if trainer.max_steps == -1 else min(batches, trainer.max_steps // 2)
+
+
+def is_over(trainer: Trainer) -> bool:
+    """Return whether a training has made its last step, or was told to stop."""
+    steps, epochs = trainer.global_step, trainer.max_epochs or -1
+    of_epochs = 2 * epochs * trainer.num_training_batches  # one of each optimiser
+    return -1 < trainer.max_steps <= steps or -1 < of_epochs <= steps or is_stopping(trainer)
 
 
 def _epochs(trainer: Trainer) -> int:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone.tensors import StateDict, copy_of
+from anomalib_msacl.compat import undecided
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.pretraining.images import NormalImages
 from anomalib_msacl.pretraining.loggers import tell_choice
 from anomalib_msacl.pretraining.pretrained import Pretrained
 from anomalib_msacl.pretraining.synthesis import Synthesis
 from anomalib_msacl.recipe import Recipe
+
+if TYPE_CHECKING:
+    from anomalib_msacl.detectors.msacl.lightning_model import Msacl
+
+logger = logging.getLogger(__name__)
 
 _BANK_IMAGES = 400
 
@@ -73,3 +80,17 @@ def with_held_out(images: Tensor, held_out: Tensor | None) -> tuple[Tensor, Tens
         return images, held_out
     number = min(max(4, len(images) // 5), len(images) // 2)
     return (images[number:], images[:number]) if number else (images, images)
+
+
+def warn_of_no_threshold(module: Msacl) -> None:
+    """Tell where a training was stopped after its last validation, which would have set the thresholds.
+
+    Args:
+        module: At the end of its training.
+    """
+    batches = module.trainer.num_val_batches
+    if module.detector and undecided(module) and sum(batches if isinstance(batches, list) else [batches]):
+        logger.warning(
+            "Msacl: the training was stopped after its last validation, so that the scores have no threshold; end it "
+            "by max_steps or max_time, or set thresholds by NormalsThreshold."
+        )

@@ -20,10 +20,10 @@ from torchvision.transforms.v2 import Compose, Resize
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.backbone.folder import check_name
-from anomalib_msacl.compat import is_attached, set_max_steps
+from anomalib_msacl.compat import before_saving, is_attached, is_stopping, saves_as_before, set_max_steps
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, return_batches, share_batches, training_images
 from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, refuse_normalize, warn_of_few_epochs
-from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen
+from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen, warn_of_no_threshold
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.detectors.settings import LARGEST_SIDE, check_switches, check_whole
 from anomalib_msacl.detectors.telling import TellsErrors
@@ -98,7 +98,7 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
         self.terms, self.synthesis = self.run.terms, self.run.synthesis
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
-            self.model: MsaclModel = MsaclModel(encoder)
+            self.model: MsaclModel = MsaclModel(encoder, detector)
         check_trainable(encoder, self.recipe, provenance.architecture, self.input_size)
         self._seen, self._chosen = -1, False
 
@@ -136,6 +136,7 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
             return
         check_fit(self.trainer, self.recipe, self._target(), self.encoder.backbone)
         share_batches(self.trainer)
+        before_saving(self.trainer, self._finish_where_over)
         if self.trainer.max_steps == -1:  # the trainer names no steps of its own
             set_max_steps(self.trainer, self.recipe.max_steps)
 
@@ -166,12 +167,11 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Compare a candidate where one is due; after the last step choose, realign and fit the detector."""
         del outputs, batch, batch_idx
-        if self.global_step == self._seen:  # gradients are accumulated: no new weights yet
-            return
-        self._seen, total = self.global_step, self.trainer.estimated_stepping_batches
-        log_score(self, self.run.consider(self._seen, total))
-        if self._seen >= total:
-            self._finish()
+        if self.global_step != self._seen and not self._chosen:  # else no new weights: gradients are accumulated
+            self._seen = self.global_step
+            log_score(self, self.run.consider(self._seen, self.trainer.estimated_stepping_batches))
+        self._finish_where_over()
+        if self._chosen:
             self.trainer.should_stop = True  # lets the last validation run when the steps end within an epoch
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -190,14 +190,16 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
         return cast("ImageBatch", batch.update(**self.model(cast("Tensor", batch.image))._asdict()))
 
     def on_train_end(self) -> None:
-        """Choose and save all the same when training was stopped early."""
+        """Choose and save all the same where training has ended unexpectedly."""
         if not self._chosen:
             self._finish()
+        warn_of_no_threshold(self)
 
     def teardown(self, stage: str) -> None:
         """Leave the datamodule as it was."""
         if stage == "fit":
             return_batches(self.trainer)
+            saves_as_before(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep hyper-parameters plain, and free of files that may be gone when the checkpoint is loaded."""
@@ -222,9 +224,15 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
         if _STATE in checkpoint:
             self.run.load_state_dict(checkpoint[_STATE], goes_on=is_attached(self))
 
+    def _finish_where_over(self) -> None:
+        """Finish after the last step, or where training was told to stop; the checkpoint shall have the detector."""
+        over = self.global_step >= self.trainer.estimated_stepping_batches or is_stopping(self.trainer)
+        if over and not self._chosen:
+            self._finish()
+
     def _finish(self) -> None:
         """Choose, realign, save the backbone, and fit the detector on the features that are kept."""
-        self._chosen = True
+        self._chosen, self.run.steps = True, self.global_step
         self.run.choose()
         normal = training_images(self)
         self.run.realign(normal)

@@ -14,6 +14,7 @@ from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.detectors.msacl.lesion_head import LesionHead
 from anomalib_msacl.detectors.msacl.memory_bank import PatchMemoryBank
 from anomalib_msacl.detectors.msacl.whole_images import WholeImages, channel_spread
+from anomalib_msacl.errors import InputError
 from anomalib_msacl.pretraining.patches import patch_features
 
 _CHUNK = 8  # images at a time
@@ -24,11 +25,12 @@ class MsaclModel(nn.Module):
 
     Args:
         encoder: Backbone with its layers.
+        detector: Whether memory bank and lesion head will be fitted; nothing is scored before.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, detector: bool = False) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.detector = encoder, detector
         self.lesion_head = LesionHead(encoder.dims)
         self.memory_bank = PatchMemoryBank()
         self.whole_images = WholeImages()
@@ -45,7 +47,11 @@ class MsaclModel(nn.Module):
 
         Returns:
             Scores in [0, 1] of shape ``(B,)`` and maps in [0, 1] of shape ``(B, 1, H, W)``.
+
+        Raises:
+            InputError: As :meth:`check_fitted`.
         """
+        self.check_fitted()
         if self.memory_bank.fitted:
             score, plane = self.memory_bank(*self._evidence(images))
         else:
@@ -54,6 +60,18 @@ class MsaclModel(nn.Module):
             plane = logits.sigmoid()
         anomaly_map = F.interpolate(plane, size=images.shape[-2:], mode="bilinear", align_corners=False)
         return InferenceBatch(pred_score=score, anomaly_map=anomaly_map)
+
+    def check_fitted(self) -> None:
+        """Refuse to score without the detector that was asked for.
+
+        Raises:
+            InputError: If it is not fitted.
+        """
+        if not self.memory_bank.fitted and self.detector:
+            raise InputError(
+                "this Msacl was stopped before its detector was fitted, or never trained: go on with its training by "
+                "--ckpt_path, or take the checkpoint of a training that has ended."
+            )
 
     @torch.no_grad()
     def fit_memory_bank(self, images: Tensor, held_out: Tensor, seed: int) -> None:

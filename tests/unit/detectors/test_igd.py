@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from anomalib.data import Folder, ImageBatch
 from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from PIL import Image
 from torch import Tensor, nn
 
 from anomalib_msacl import Igd, InputError, MsaclPretraining
+from anomalib_msacl.backbone import create_backbone, save_backbone
+from anomalib_msacl.backbone.sources import timm_name
 from anomalib_msacl.backbone.tensors import same
 from anomalib_msacl.data.checks import image_paths
 from anomalib_msacl.data.looks import seen_by_runs
@@ -179,6 +183,56 @@ def test_the_stage_that_tells_lesions_best_is_kept_and_saved(
     assert same(state(loaded.model), shown[int(kept[-1]) - 1])
 
 
+class StopBehindTheModel(EarlyStopping):
+    """Stops after the second epoch, behind the last hook of the model before the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__("loss", check_on_train_epoch_end=True)
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        self.wait_count += 1
+        return self.wait_count == 2, None
+
+
+class StopWithinAnEpoch(Callback):
+    """Stops in the second epoch, after a step of each optimiser."""
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+@pytest.mark.parametrize("stop", [StopBehindTheModel, StopWithinAnEpoch])
+@pytest.mark.parametrize(("first", "kept"), [(0.9, "epoch 1"), (0.1, "epoch 2")])
+def test_stopped_early_the_checkpoint_has_the_stage_that_was_chosen(
+    stop: Any, first: float, kept: str, monkeypatch: pytest.MonkeyPatch, phantom_root: Path, make_engine: Make
+) -> None:
+    shown: list[dict[str, Tensor]] = []
+
+    def score(_: Any, model: nn.Module, device: torch.device) -> Score:
+        shown.append(state(model))
+        return Score([first, 0.5][len(shown) - 1], 0.5)
+
+    monkeypatch.setattr("anomalib_msacl.detectors.igd.held_out.HeldOutImages.score", score)
+    monkeypatch.setattr("anomalib_msacl.detectors.igd.training._epochs", lambda _: 1)  # each is due
+    model, engine = make_igd(patch_size=0, evaluations=1), make_engine(max_epochs=8, callbacks=[stop()])
+    engine.fit(model, datamodule=data_of(phantom_root))
+    assert engine.trainer.current_epoch == 2
+    assert model.training_run.choice.kept == kept
+    loaded = Igd.load_from_checkpoint(str(engine.best_model_path))
+    for found in (model, loaded):
+        assert same(state(found.model), shown[int(kept[-1]) - 1])
+
+
+def test_stopped_before_a_stage_was_due_the_present_one_is_compared_and_kept(
+    phantom_root: Path, make_engine: Make
+) -> None:
+    model = make_igd(patch_size=0, evaluations=1)
+    engine = make_engine(max_epochs=8, callbacks=[StopBehindTheModel()])
+    engine.fit(model, datamodule=data_of(phantom_root))
+    assert list(model.training_run.choice.scores) == ["epoch 2"]
+    assert same(state(Igd.load_from_checkpoint(str(engine.best_model_path)).model), state(model.model))
+
+
 def test_a_second_fit_does_not_choose_among_the_stages_of_the_first(
     monkeypatch: pytest.MonkeyPatch, phantom_root: Path, make_engine: Make
 ) -> None:
@@ -225,6 +279,30 @@ def test_a_checkpoint_says_the_same_and_needs_no_weights_of_others(fitted: Fitte
     scores = torch.cat([batch.pred_score.flatten() for batch in predicted])
     assert len(scores) == len(fitted.data.test_data)
     assert len(set(scores.tolist())) > len(scores) / 2
+
+
+def test_a_checkpoint_needs_no_folder_of_the_backbone(
+    phantom_root: Path, tmp_path: Path, make_engine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built = create_backbone("test_resnet", "random")
+    save_backbone(built.model, tmp_path / "backbone", built.provenance)
+    model = make_igd(backbone=f"local-dir:{tmp_path / 'backbone'}", pre_trained=True, patch_size=0, evaluations=0)
+    data, engine = data_of(phantom_root), make_engine(max_epochs=1, limit_train_batches=1)
+    engine.fit(model, datamodule=data)
+    shutil.rmtree(tmp_path / "backbone")
+    loaded = Igd.load_from_checkpoint(str(engine.best_model_path))
+    assert loaded.hparams["backbone"] == "test_resnet"
+    assert same(state(model.model), state(loaded.model))
+    tested = engine.test(loaded, datamodule=data, verbose=False)
+    assert tested == engine.test(model, datamodule=data, verbose=False)
+    assert Path(engine.export(loaded, "onnx", export_root=tmp_path / "export")).is_file()
+
+
+def test_a_folder_that_sets_arguments_of_its_architecture_stays_named(tmp_path: Path) -> None:
+    built = create_backbone("test_vit", "random", {"img_size": 64})
+    save_backbone(built.model, tmp_path / "backbone", built.provenance)
+    assert timm_name(f"local-dir:{tmp_path / 'backbone'}") == f"local-dir:{tmp_path / 'backbone'}"
 
 
 def test_an_exported_model_carries_no_images(fitted: Fitted) -> None:

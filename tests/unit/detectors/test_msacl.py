@@ -17,16 +17,18 @@ from typing import Any
 import pytest
 import timm
 import torch
+from anomalib.callbacks import ModelCheckpoint
 from anomalib.data import ImageBatch, PredictDataset
 from anomalib.engine import Engine
 from anomalib.models import get_model, list_models
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
 from torchvision.transforms.v2 import Normalize
 
-from anomalib_msacl import InputError, Msacl
+from anomalib_msacl import InputError, Msacl, NormalsThreshold
 from anomalib_msacl.backbone import create_backbone
 from anomalib_msacl.data import looks
 from anomalib_msacl.data.inspection import Inspection, inspect_image
@@ -34,6 +36,7 @@ from anomalib_msacl.pretraining import Pretraining, Questions, Score
 from anomalib_msacl.pretraining.images import undisturbed
 from anomalib_msacl.pretraining.losses import MultiCentring
 from anomalib_msacl.recipe import ChoiceRecipe
+from anomalib_msacl.screening.torch_scorer import TorchScorer
 from tests.conftest import TINY, make_recipe, phantom
 
 Make = Callable[..., Any]
@@ -556,6 +559,79 @@ def test_stopped_early_the_best_step_is_saved_all_the_same(
     saved = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True).state_dict()
     assert len(shown) == 2
     assert equal(saved, shown[0])
+
+
+class StopAtEpochEnd(EarlyStopping):
+    """Stops after the first epoch, behind the last hook of the model before the checkpoint, as early stopping does."""
+
+    def __init__(self, in_validation: bool) -> None:
+        super().__init__("train_loss", check_on_train_epoch_end=not in_validation)
+
+    def _evaluate_stopping_criteria(self, current: torch.Tensor) -> tuple[bool, str | None]:
+        return True, None
+
+
+STOPS: dict[str, tuple[Callable[[], list[Callback]], dict[str, Any]]] = {
+    "within an epoch": (lambda: [Stop()], {}),
+    "time": (list, {"max_time": {"microseconds": 1}}),
+    "early stopping": (lambda: [StopAtEpochEnd(in_validation=False)], {}),
+    "early stopping in a validation": (lambda: [StopAtEpochEnd(in_validation=True)], {"val_check_interval": 2}),
+    "steps, and a checkpoint every few": (lambda: [ModelCheckpoint(every_n_train_steps=2)], {"max_steps": 2}),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_stopped_in_any_way_the_checkpoint_is_the_model_that_was_fitted(
+    name: str, make_msacl: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    make, options = STOPS[name]
+    settings = {"max_steps": 40, "batch_size": 4, "accumulate": 1, "evaluation_images": 4, "centre_images": 4}
+    msacl, engine = make_msacl(make_recipe(**settings)), make_engine(callbacks=make(), **options)
+    train(msacl, engine, phantom_root)
+    assert engine.trainer.global_step < 40
+    assert "save_checkpoint" not in vars(engine.trainer)
+    loaded = Msacl.load_from_checkpoint(str(engine.best_model_path)).eval()
+    assert equal(state(loaded), state(msacl))
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(loaded.model(images).pred_score, msacl.eval().model(images).pred_score)
+    assert loaded.run.choice.kept == msacl.run.choice.kept is not None
+
+
+def test_a_threshold_of_held_out_images_is_in_the_checkpoint_of_a_run_that_was_stopped(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = make_recipe(max_steps=40, batch_size=4, accumulate=1, evaluations=0, centre_images=4)
+    for callbacks, warned in (([NormalsThreshold(0.5, ratio=0.3)], False), ([], True)):
+        caplog.clear()
+        engine = make_engine(callbacks=[StopAtEpochEnd(in_validation=False), *callbacks])
+        train(make_msacl(recipe), engine, phantom_root)
+        loaded = Msacl.load_from_checkpoint(str(engine.best_model_path))
+        assert bool(loaded.post_processor.image_threshold.isnan()) is warned
+        assert ("stopped after its last validation" in caplog.text) is warned
+
+
+def test_a_checkpoint_from_before_the_detector_scores_nothing_and_can_be_gone_on_with(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, tmp_path: Path
+) -> None:
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 1:
+                trainer.save_checkpoint(tmp_path / "early.ckpt")
+
+    recipe = make_recipe(max_steps=2, batch_size=4, accumulate=1, evaluations=0, centre_images=4)
+    train(make_msacl(recipe), make_engine(callbacks=[Keep()]), phantom_root)
+    data, engine = phantom(phantom_root), make_engine()
+    for use in (engine.test, engine.predict):
+        with pytest.raises(InputError, match="stopped before its detector was fitted, or never trained: go on with"):
+            use(make_msacl(recipe), datamodule=data, ckpt_path=tmp_path / "early.ckpt")
+    with pytest.raises(InputError, match="stopped before its detector was fitted"):
+        TorchScorer(tmp_path / "early.ckpt", 1)
+    with pytest.raises(InputError, match="stopped before its detector was fitted"):
+        Msacl.load_from_checkpoint(tmp_path / "early.ckpt").to_onnx(tmp_path / "out")
+    msacl = make_msacl(recipe)
+    train(msacl, make_engine(), phantom_root, ckpt_path=tmp_path / "early.ckpt")
+    assert msacl.model.memory_bank.fitted
+    assert make_msacl(recipe, detector=False).eval()(torch.rand(2, 3, 64, 64)).pred_score.shape == (2,)
 
 
 def test_a_folder_with_something_else_and_a_full_disk_are_refused_before_training_in_a_sentence(

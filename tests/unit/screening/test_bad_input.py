@@ -7,8 +7,10 @@ and a row.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -165,6 +167,16 @@ def other_model(out: Path, trained: Trained) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
+def other_threshold(out: Path, trained: Trained) -> None:
+    """A screening by the same network with another threshold."""
+    shutil.copytree(trained.export, out.with_name("other"))
+    file = next(out.with_name("other").rglob("*.bundle.json"))
+    bundle = json.loads(file.read_text())
+    bundle["image"]["threshold"] += 0.001
+    file.write_text(json.dumps(bundle))
+    main(["screen", str(out.with_name("other")), str(trained.root / "new/0"), "--out", str(out), "--maps", "none"])
+
+
 def other_columns(out: Path, _: Trained) -> None:
     out.mkdir()
     (out / "scores.csv").write_text("file,score\na,1\n")
@@ -179,6 +191,7 @@ RUNS: dict[str, tuple[Callable[[Path, Trained], Any], list[str], str]] = {
         ["--resume"],
         r"was made by anomalib-msacl 0, Padim 123, but this is anomalib-msacl",
     ),
+    "another threshold": (other_threshold, ["--resume"], r"was made by .*: go on with the same model and program"),
     "another table": (other_columns, ["--resume"], r"scores\.csv has other columns than file, frame"),
     "a file for a folder": (lambda out, _: out.write_text(""), [], r"out cannot be written .File exists"),
     "no workers": (lambda out, _: None, ["--workers", "0"], r"workers is 0: set it to 1 or more"),

@@ -93,6 +93,23 @@ def test_a_changed_copy_can_take_the_bundle_along(model: Path, tmp_path: Path) -
     assert replace(found, files=known.files) == known
 
 
+def test_what_changes_a_result_changes_the_version_and_nothing_else_does(model: Path) -> None:
+    """Two PatchCores of one architecture have one ``model.xml`` and differ in ``model.bin`` only."""
+    known = read_bundle(model)
+    others = [
+        replace(known, files={**known.files, "model.bin": "0" * 64}),
+        replace(known, image=replace(known.image, threshold=known.image.decision + 0.01)),
+        replace(known, pixel=replace(known.pixel, high=known.pixel.known()[2] + 1)),
+        replace(known, reading={**(known.reading or {}), "patient_tag": "PatientName"}),
+        replace(known, transform=(*known.transform, "CenterCrop(16)")),
+        replace(known, files={}, weights_sha256="0" * 64),
+    ]
+    assert len({known.version, *(bundle.version for bundle in others)}) == len(others) + 1
+    turned = dict(reversed(known.files.items()))
+    assert replace(known, files=turned, calibration=None, versions={}).version == known.version
+    assert len(known.version) < 64  # what DICOM holds
+
+
 def changed(**content: Any) -> Callable[[Path], None]:
     def change(model: Path) -> None:
         path = bundle_path(model)
