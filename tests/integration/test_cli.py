@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shutil
@@ -226,7 +227,9 @@ def test_igd_from_its_configuration(place: Path) -> None:
     assert {"image_AUROC", "pixel_AUROC"} <= set(cli.engine.trainer.callback_metrics)
 
 
-def test_bmad_with_medmix_in_place_of_its_validation_set(folder: Path, place: Path) -> None:
+def test_bmad_with_medmix_in_place_of_its_validation_set(
+    folder: Path, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = place / "BMAD" / "Brain"
     shutil.copytree(folder / "train/good", root / "train/good")
     for split in ("test", "valid"):
@@ -235,8 +238,10 @@ def test_bmad_with_medmix_in_place_of_its_validation_set(folder: Path, place: Pa
         shutil.copytree(folder / "ground_truth/lesion", root / split / "Ungood/label")
     data = ["--data.init_args.root", str(root.parent), "--trainer.callbacks.init_args.recipe.batch_size", "4"]
     options = ["--model.init_args.evaluator.init_args.resamples", "0"]
-    cli = anomalib("train", "msacl_patchcore_bmad", *data, *options, *SMALL, *at_size(64))
-    assert isinstance(cli.datamodule.val_data, MedMixDataset)
+    with caplog.at_level(logging.INFO, "anomalib_msacl.data"):
+        cli = anomalib("train", "msacl_patchcore_bmad", *data, *options, *SMALL, *at_size(64))
+    assert "held-out normal images have MedMix lesions" in caplog.text
+    assert not math.isnan(float(cli.model.post_processor.image_threshold))
     assert set(cli.engine.trainer.callback_metrics) >= FIGURES
 
 

@@ -35,7 +35,7 @@ def test_without_a_threshold_nothing_is_called_abnormal(
     assert figures & decisions == (decisions if known else set())
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["label"] for row in rows} == ({"normal", "abnormal"} if known else {""})
+    assert {row["label"] for row in rows} <= ({"normal", "abnormal"} if known else {""})
     assert {row["truth"] for row in rows} == {"normal", "abnormal"}
     found = predict(engine, model, data)
     assert found is not None
