@@ -60,18 +60,8 @@ def test_both_backbones_are_tested_on_the_same_images(
     assert said == (seed is None)
     if seed is not None:
         assert set(found.after.paths) == scored_by_the_run()
-
-
-def test_other_images_are_not_set_side_by_side(
-    phantom_root: Path,
-    config: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (root,) = phantom_root.iterdir()
-    folder = run(config, root, {"seed": None})
-    seeds = iter([1, 2])
+        return
+    seeds = iter([1, 2])  # images of two splits are not set side by side
     monkeypatch.setattr(findings, "_fix_split", lambda data: setattr(data, "seed", next(seeds)))
     found = findings.gather(folder)
     assert found.after is not None

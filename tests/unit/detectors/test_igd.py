@@ -296,7 +296,7 @@ def test_a_checkpoint_needs_no_folder_of_the_backbone(
     assert same(state(model.model), state(loaded.model))
     tested = engine.test(loaded, datamodule=data, verbose=False)
     assert tested == engine.test(model, datamodule=data, verbose=False)
-    assert Path(engine.export(loaded, "onnx", export_root=tmp_path / "export")).is_file()
+    assert Path(engine.export(loaded, "torch", export_root=tmp_path / "export")).is_file()
 
 
 def test_a_folder_that_sets_arguments_of_its_architecture_stays_named(tmp_path: Path) -> None:
