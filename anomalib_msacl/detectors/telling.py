@@ -13,8 +13,9 @@ class TellErrors(Callback):
     """Let a command line end in one sentence instead of a traceback where the input or the disk is at fault."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Lightning asks callbacks alone, not the model."""
-        del trainer, pl_module
+        """Lightning asks callbacks alone, not the model, and tears nothing down."""
+        del trainer
+        pl_module.teardown("fit")  # leaves trainer and datamodule as they were
         show_in_one_line(exception)
 
 

@@ -344,6 +344,21 @@ def test_the_datamodule_is_left_as_it_was(
     assert ("train_dataloader" in vars(data)) is replaced
 
 
+def test_the_datamodule_is_left_as_it_was_after_an_error(
+    make_msacl: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Msacl, "training_step", fail)
+    data = phantom(phantom_root, val_split_mode="from_train", val_split_ratio=0.2, seed=0)
+    engine = make_engine(max_steps=1)
+    with pytest.raises(ZeroDivisionError):
+        engine.fit(make_msacl(), datamodule=data)
+    assert "train_dataloader" not in vars(data)
+    assert "save_checkpoint" not in vars(engine.trainer)
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_gradients_of_so_many_batches_make_one_step(
     accumulate: int, monkeypatch: pytest.MonkeyPatch, make_msacl: Make, make_engine: Make, phantom_root: Path
