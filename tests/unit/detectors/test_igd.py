@@ -163,17 +163,23 @@ def test_a_run_is_told_by_its_seed_and_goes_on_bit_by_bit_after_a_stop(
     assert not same(state(straight.model), state(other.model))
 
 
-@pytest.mark.parametrize(("first", "kept"), [(0.9, "epoch 1"), (0.1, "epoch 2")])
-def test_the_stage_that_tells_lesions_best_is_kept_and_saved(
-    first: float, kept: str, monkeypatch: pytest.MonkeyPatch, phantom_root: Path, make_engine: Make
-) -> None:
+def script(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> list[dict[str, Tensor]]:
+    """Let the stages have these scores, and keep the weights that each had."""
     shown: list[dict[str, Tensor]] = []
 
     def score(_: Any, model: nn.Module, device: torch.device) -> Score:
         shown.append(state(model))
-        return Score([first, 0.5][len(shown) - 1], 0.5)
+        return Score(values[len(shown) - 1], 0.5)
 
     monkeypatch.setattr("anomalib_msacl.detectors.igd.held_out.HeldOutImages.score", score)
+    return shown
+
+
+@pytest.mark.parametrize(("first", "kept"), [(0.9, "epoch 1"), (0.1, "epoch 2")])
+def test_the_stage_that_tells_lesions_best_is_kept_and_saved(
+    first: float, kept: str, monkeypatch: pytest.MonkeyPatch, phantom_root: Path, make_engine: Make
+) -> None:
+    shown = script(monkeypatch, [first, 0.5])
     model, engine = make_igd(patch_size=0), make_engine(max_epochs=2)
     engine.fit(model, datamodule=data_of(phantom_root))
     assert not same(shown[0], shown[1])
@@ -206,13 +212,7 @@ class StopWithinAnEpoch(Callback):
 def test_stopped_early_the_checkpoint_has_the_stage_that_was_chosen(
     stop: Any, first: float, kept: str, monkeypatch: pytest.MonkeyPatch, phantom_root: Path, make_engine: Make
 ) -> None:
-    shown: list[dict[str, Tensor]] = []
-
-    def score(_: Any, model: nn.Module, device: torch.device) -> Score:
-        shown.append(state(model))
-        return Score([first, 0.5][len(shown) - 1], 0.5)
-
-    monkeypatch.setattr("anomalib_msacl.detectors.igd.held_out.HeldOutImages.score", score)
+    shown = script(monkeypatch, [first, 0.5])
     monkeypatch.setattr("anomalib_msacl.detectors.igd.training._epochs", lambda _: 1)  # each is due
     model, engine = make_igd(patch_size=0, evaluations=1), make_engine(max_epochs=8, callbacks=[stop()])
     engine.fit(model, datamodule=data_of(phantom_root))
@@ -236,13 +236,7 @@ def test_stopped_before_a_stage_was_due_the_present_one_is_compared_and_kept(
 def test_a_second_fit_does_not_choose_among_the_stages_of_the_first(
     monkeypatch: pytest.MonkeyPatch, phantom_root: Path, make_engine: Make
 ) -> None:
-    shown: list[dict[str, Tensor]] = []
-
-    def score(_: Any, model: nn.Module, device: torch.device) -> Score:
-        shown.append(state(model))
-        return Score([0.9, 0.9, 0.5][len(shown) - 1], 0.5)
-
-    monkeypatch.setattr("anomalib_msacl.detectors.igd.held_out.HeldOutImages.score", score)
+    shown = script(monkeypatch, [0.9, 0.9, 0.5])
     model = make_igd(patch_size=0)
     for epochs in (2, 1):
         make_engine(max_epochs=epochs).fit(model, datamodule=data_of(phantom_root))
