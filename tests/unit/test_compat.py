@@ -169,7 +169,7 @@ def test_anomalib_exports_through_the_methods_and_the_transform_that_are_replace
 
     monkeypatch.setattr(ExportMixin, "to_onnx", export)
 
-    class Model(ExportMixin):
+    class Model(ExportMixin, nn.Module):
         pre_processor = PreProcessor(Resize(8))
 
     other, model, told = Resize(9), Model(), []

@@ -152,6 +152,25 @@ def test_exports_keep_the_antialiasing_within_the_scope_only(
     assert {name: getattr(ExportMixin, name) for name in methods} == methods
 
 
+def test_activations_compute_out_of_place_while_they_are_traced(
+    make_patchcore: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_place(model: Any) -> set[bool]:
+        return {module.inplace for module in model.modules() if hasattr(module, "inplace")}
+
+    model = make_patchcore()
+    model.model.memory_bank = torch.rand(20, 240)
+    assert in_place(model) == {True}
+    seen: list[set[bool]] = []
+    monkeypatch.setattr(torch.onnx, "export", lambda model, f, **_: (seen.append(in_place(model)), Path(f).touch()))
+    with antialiased_exports():
+        model.to_onnx(tmp_path)
+        exported = torch.load(model.to_torch(tmp_path), weights_only=False)["model"]
+    model.to_onnx(tmp_path)
+    assert seen == [{False}, {True}]
+    assert in_place(exported) == in_place(model) == {True}
+
+
 def test_the_scope_ends_with_an_error_too(make_patchcore: Callable[..., Any], tmp_path: Path) -> None:
     model = make_patchcore(pre_processor=PreProcessor(Resize(8, max_size=20)))
     usual, method = model.pre_processor.export_transform, ExportMixin.to_onnx
