@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models.components import AnomalibModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -32,6 +35,8 @@ class Outcome:
         masks: True masks of the same size, shape ``(N, h, w)``, bool; None without any.
         threshold: Score above which an image is called abnormal; None without one.
         frames: Index of the slice or frame in the file of each image; empty where the datamodule does not tell.
+        pixel_auroc: AUROC of the pixels of the maps; None until :meth:`without_maps` takes it, and without lesions in
+            masks.
     """
 
     paths: Sequence[str]
@@ -42,6 +47,7 @@ class Outcome:
     masks: Tensor | None
     threshold: float | None
     frames: Sequence[int] = ()
+    pixel_auroc: float | None = None
 
     @property
     def files(self) -> list[Hashable]:
@@ -63,14 +69,54 @@ class Outcome:
             raise ValueError("there are no labels")
         return Evidence(self.score, self.label, self.called)
 
+    def without_maps(self) -> Outcome:
+        """Return the outcome with the AUROC of its pixels in place of maps and masks, the bulk of it."""
+        known = self.maps is not None and self.masks is not None and bool(self.masks.any())
+        return replace(self, maps=None, masks=None, pixel_auroc=_pixel_auroc(self) if known else None)
+
+
+class SmallPredictions(Callback):
+    """Keeps what an outcome needs of each batch that is predicted, and lets the batch go with its images.
+
+    One for an engine, given to it with its other callbacks.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Outcome] = []
+        """The outcome of each batch."""
+        self._last: tuple[Any, LightningModule] | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget an earlier prediction."""
+        del trainer, pl_module
+        self.parts, self._last = [], None
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Remember a batch; the post-processor, a callback too, comes to it after this one."""
+        del trainer
+        self._last = outputs, pl_module
+
+    def on_predict_batch_start(self, *_: Any) -> None:
+        """Make the batch before this one small."""
+        if self._last is not None:
+            self.parts.append(outcome_of(decided(*self._last)))
+            self._last = None
+
+    on_predict_end = on_predict_batch_start  # type: ignore[assignment]  # it takes what it gets
+
 
 def predict(
-    engine: Engine, model: AnomalibModule, datamodule: AnomalibDataModule, checkpoint: str | None = None
+    engine: Engine,
+    kept: SmallPredictions,
+    model: AnomalibModule,
+    datamodule: AnomalibDataModule,
+    checkpoint: str | None = None,
 ) -> Outcome | None:
     """Let a detector score the test images of a datamodule.
 
     Args:
         engine: Runs it.
+        kept: One of the engine's callbacks.
         model: The detector.
         datamodule: Brings the test images.
         checkpoint: File to load the detector from; None takes it as it is.
@@ -78,42 +124,71 @@ def predict(
     Returns:
         The outcome; None where there are no test images.
     """
-    batches = engine.predict(model=model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=True)
-    if not batches:
+    kept.parts = []  # without test images nothing starts
+    engine.predict(model=model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=False)
+    parts, kept.parts = kept.parts, []
+    if not parts:
         return None
     known = model.post_processor and "pred_label" not in undecided(model)
     threshold = getattr(model.post_processor, "normalized_image_threshold", None) if known else None
-    decisions = [decided(batch, model) for batch in batches]
-    return outcome_of(decisions, None if threshold is None else float(threshold))
+    return joined(parts, None if threshold is None else float(threshold))
 
 
-def outcome_of(batches: Iterable[Any], threshold: float | None = None) -> Outcome:
-    """Return the outcome that batches of predictions make.
+def outcome_of(batch: Any) -> Outcome:
+    """Return the outcome that a batch of predictions makes.
 
     Args:
-        batches: Of anomalib, with scores.
-        threshold: Score above which an image is called abnormal.
+        batch: Of anomalib, with scores.
     """
-    batches = list(batches)
-    paths = [str(path) for batch in batches for path in (batch.image_path or [""] * len(batch.pred_score))]
+
+    def small(field: str, prepare: Callable[[Tensor], Tensor]) -> Tensor | None:
+        found = getattr(batch, field)
+        return None if found is None else prepare(found.detach().as_subclass(Tensor).cpu())
+
     return Outcome(
-        paths,
-        _joined(batches, "pred_score", lambda found: found.flatten().float()),  # type: ignore[arg-type]
-        _joined(batches, "gt_label", lambda found: found.flatten().long()),
-        _joined(batches, "pred_label", lambda found: found.flatten().long()),
-        _joined(batches, "anomaly_map", lambda found: _small(found, "bilinear").half()),
-        _joined(batches, "gt_mask", lambda found: _small(found, "area") > 0),
-        threshold,
-        [frame for batch in batches for frame in getattr(batch, "frames", ())],
+        [str(path) for path in (batch.image_path or [""] * len(batch.pred_score))],
+        small("pred_score", lambda found: found.flatten().float()),  # type: ignore[arg-type]
+        small("gt_label", lambda found: found.flatten().long()),
+        small("pred_label", lambda found: found.flatten().long()),
+        small("anomaly_map", lambda found: _small(found, "bilinear").half()),
+        small("gt_mask", lambda found: _small(found, "area") > 0),
+        None,
+        list(getattr(batch, "frames", ())),
     )
 
 
-def _joined(batches: Sequence[Any], field: str, prepare: Any) -> Tensor | None:
-    """Return a field of all batches; None where a batch lacks it."""
-    found = [getattr(batch, field) for batch in batches]
-    if not found or any(each is None for each in found):
-        return None
-    return torch.cat([prepare(each.detach().as_subclass(Tensor).cpu()) for each in found])
+def joined(parts: Sequence[Outcome], threshold: float | None = None) -> Outcome:
+    """Return one outcome of several; what one of them lacks, it lacks too.
+
+    Args:
+        parts: At least one.
+        threshold: Score above which an image is called abnormal.
+    """
+
+    def all_of(field: str) -> Tensor | None:
+        found = [getattr(part, field) for part in parts]
+        return None if any(each is None for each in found) else torch.cat(found)
+
+    return Outcome(
+        paths=[path for part in parts for path in part.paths],
+        score=all_of("score"),  # type: ignore[arg-type]
+        label=all_of("label"),
+        called=all_of("called"),
+        maps=all_of("maps"),
+        masks=all_of("masks"),
+        threshold=threshold,
+        frames=[frame for part in parts for frame in part.frames],
+    )
+
+
+def _pixel_auroc(outcome: Outcome) -> float:
+    """Return the AUROC of pixels; of each value that float16 has, its number counts, for sorting all takes long."""
+    maps = np.asarray(outcome.maps, np.float16).ravel()
+    bits, inside = maps.view(np.uint16), np.asarray(outcome.masks).ravel()
+    counts = np.concatenate([np.bincount(bits[inside == lesion], minlength=2**16) for lesion in (False, True)])
+    values = np.tile(np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32), 2)
+    seen = counts > 0
+    return float(roc_auc_score(np.repeat([0, 1], 2**16)[seen], values[seen], sample_weight=counts[seen]))
 
 
 def _small(maps: Tensor, mode: str) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from anomalib_msacl.comparison.outcome import Outcome
@@ -123,7 +122,7 @@ def _pixels(trials: Sequence[Trial]) -> Iterator[str]:
     yield ""
     rows = []
     for model, own in found:
-        before, after = ([_pixel_auroc(outcome) for outcome in side] for side in _sides(own))
+        before, after = ([outcome.pixel_auroc for outcome in side] for side in _sides(own))
         mean, half = interval([b - a for a, b in zip(before, after, strict=True)])
         over_seeds = "-" if math.isnan(half) else f"{mean - half:+.3f} to {mean + half:+.3f}"
         rows.append((model, spread(before), spread(after), f"{mean:+.3f}", over_seeds))
@@ -159,21 +158,8 @@ def _auroc(outcome: Outcome) -> float:
 
 
 def _has_pixels(trial: Trial) -> bool:
-    """Whether maps and masks are there."""
-    return all(
-        each is not None and each.maps is not None and each.masks is not None and bool(each.masks.any())
-        for each in (trial.untouched, trial.pretrained)
-    )
-
-
-def _pixel_auroc(outcome: Outcome) -> float:
-    """Return the AUROC of pixels; of each value that float16 has, its number counts, for sorting all takes long."""
-    maps = np.asarray(outcome.maps, np.float16).ravel()
-    bits, inside = maps.view(np.uint16), np.asarray(outcome.masks).ravel()
-    counts = np.concatenate([np.bincount(bits[inside == lesion], minlength=2**16) for lesion in (False, True)])
-    values = np.tile(np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32), 2)
-    seen = counts > 0
-    return float(roc_auc_score(np.repeat([0, 1], 2**16)[seen], values[seen], sample_weight=counts[seen]))
+    """Whether maps and masks were there."""
+    return all(each is not None and each.pixel_auroc is not None for each in (trial.untouched, trial.pretrained))
 
 
 def _count(number: int, noun: str) -> str:

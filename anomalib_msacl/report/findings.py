@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl.backbone.card import CardFacts
 from anomalib_msacl.callback import MsaclPretraining
-from anomalib_msacl.comparison.outcome import Outcome, predict
+from anomalib_msacl.comparison.outcome import Outcome, SmallPredictions, predict
 from anomalib_msacl.comparison.trials import quiet_engine, untouched_recipe
 from anomalib_msacl.data import MedMixValidation
 from anomalib_msacl.data.splits import draws_anew
@@ -121,13 +121,15 @@ def gather(folder: str | Path, before: bool = True) -> Findings:
     if data is not None:
         found.missing |= {"split": _ANEW} if draws_anew(data) else {}
         _fix_split(data)
+        if hasattr(data, "shared_findings"):
+            data.shared_findings = []  # the files are looked into once, for both backbones
     _after(found, model, data)
     _weights(found, model)
     if data is not None and found.after is not None:
         _images(found, model, data)
         if before and callback is not None:
             outcome = found.attempt(
-                "before", "The untouched backbone could not be tested", lambda: _before(run, callback)
+                "before", "The untouched backbone could not be tested", lambda: _before(run, callback, data)
             )
             found.before = _of_the_same_images(found, outcome)
     if callback is None:
@@ -143,9 +145,12 @@ def _after(found: Findings, model: AnomalibModule, data: AnomalibDataModule | No
     if checkpoint is None:
         found.missing["scores"] = "The run has no checkpoint in weights/lightning, so nothing can be scored."
     elif data is not None:
-        with _engine(found.run) as engine:
+        kept = SmallPredictions()
+        with _engine(found.run, callbacks=[kept]) as engine:
             found.after = found.attempt(
-                "scores", "The test images could not be scored", lambda: predict(engine, model, data, str(checkpoint))
+                "scores",
+                "The test images could not be scored",
+                lambda: predict(engine, kept, model, data, str(checkpoint)),
             )
         found.loaded = "scores" not in found.missing
         if found.loaded and found.after is None:
@@ -204,17 +209,25 @@ def _images(found: Findings, model: AnomalibModule, data: AnomalibDataModule) ->
     found.planes = planes or ()
 
 
-def _before(run: Run, callback: MsaclPretraining) -> Outcome | None:
-    """Fit the detector of a run on the untouched backbone and let it score the same images."""
+def _before(run: Run, callback: MsaclPretraining, same: AnomalibDataModule) -> Outcome | None:
+    """Fit the detector of a run on the untouched backbone and let it score the same images.
+
+    Args:
+        run: The run.
+        callback: Its pre-training.
+        same: Its datamodule, set up; what it has found in the files is not looked for again.
+    """
     model, data = run.config.model(), run.config.datamodule()
     _fix_split(data)
+    if hasattr(same, "shared_findings"):
+        data.shared_findings = same.shared_findings  # type: ignore[attr-defined]  # of the same class
     # Others may write where the run wrote, such as `ScoresCsv`.
     others = [each for each in run.config.callbacks() if isinstance(each, _FITTING)]
     with tempfile.TemporaryDirectory() as work:
-        plain = MsaclPretraining(callback.weights, untouched_recipe(callback.recipe), work)
-        with _engine(run, callbacks=[*others, plain]) as engine:
+        plain, kept = MsaclPretraining(callback.weights, untouched_recipe(callback.recipe), work), SmallPredictions()
+        with _engine(run, callbacks=[*others, plain, kept]) as engine:
             engine.fit(model, datamodule=data)
-            return predict(engine, model, data)
+            return predict(engine, kept, model, data)
 
 
 def _fix_split(data: AnomalibDataModule) -> None:

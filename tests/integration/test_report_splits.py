@@ -13,6 +13,7 @@ import yaml
 from anomalib_msacl.cli import main
 from anomalib_msacl.data import CheckedFolder, MedicalFolder, Phantom
 from anomalib_msacl.data.splits import draws_anew
+from anomalib_msacl.medical.reader import ImageReader
 from anomalib_msacl.report import findings
 from anomalib_msacl.report.sections import results
 from tests.unit.test_comparison import config  # noqa: F401  # a fixture
@@ -21,11 +22,17 @@ FOLDERS = {"normal_dir": "train/good", "normal_test_dir": "test/good", "abnormal
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
 
 
-def run(config: Path, root: Path, data: dict[str, Any], **trainer: Any) -> Path:  # noqa: F811
+def run(
+    config: Path,  # noqa: F811
+    root: Path,
+    data: dict[str, Any],
+    datamodule: str = "anomalib.data.Folder",
+    **trainer: Any,
+) -> Path:
     """Train as the command does, and return the folder of the run."""
     content = yaml.safe_load(config.read_text())
     arguments = {"name": "s", "root": str(root), **FOLDERS, "num_workers": 0, **data}
-    content["data"] = {"class_path": "anomalib.data.Folder", "init_args": arguments}
+    content["data"] = {"class_path": datamodule, "init_args": arguments}
     scores = {"class_path": "anomalib_msacl.ScoresCsv", "init_args": {"file": "tested.csv"}}
     content["trainer"] |= QUIET | trainer | {"callbacks": [*content["trainer"]["callbacks"], scores]}
     config.write_text(yaml.safe_dump(content))
@@ -83,6 +90,24 @@ def test_a_run_without_validation_has_a_before(
     assert found.before is not None
     assert found.before.called is None
     assert set(found.before.paths) == scored_by_the_run()
+
+
+def test_a_report_looks_into_each_medical_file_once(
+    phantom_root: Path,
+    config: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (root,) = phantom_root.iterdir()
+    place = "anomalib_msacl.data.MedicalFolder"
+    folder = run(config, root, {"val_split_mode": "none", "seed": 0}, place, limit_val_batches=0)
+    seen, inspect = [], ImageReader.inspect
+    monkeypatch.setattr(ImageReader, "inspect", lambda self, path: seen.append(path) or inspect(self, path))
+    found = findings.gather(folder)
+    assert found.missing == {}
+    assert found.before is not None
+    assert len(seen) == len(set(seen)) == 32
 
 
 def test_a_split_without_a_seed_is_known(tmp_path: Path) -> None:

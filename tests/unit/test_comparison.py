@@ -28,7 +28,6 @@ from anomalib_msacl.comparison.configured import Configured
 from anomalib_msacl.comparison.outcome import Outcome, outcome_of
 from anomalib_msacl.comparison.resampling import draw, strata
 from anomalib_msacl.comparison.roc import roc_band
-from anomalib_msacl.comparison.summary import _pixel_auroc
 from anomalib_msacl.medical import MedicalFolder
 from anomalib_msacl.medical.reader import ImageReader
 
@@ -92,7 +91,10 @@ def test_the_auroc_of_pixels_is_that_of_scikit_learn() -> None:
     masks = torch.from_numpy(random.random((5, 16, 16)) < 0.2)
     found = replace(outcome(np.zeros(5), np.array([0, 0, 1, 1, 1])), maps=maps, masks=masks)
     expected = roc_auc_score(masks.flatten(), maps.float().flatten())
-    assert _pixel_auroc(found) == pytest.approx(expected, abs=1e-12)
+    small = found.without_maps()
+    assert small.pixel_auroc == pytest.approx(expected, abs=1e-12)
+    assert small.maps is small.masks is None
+    assert replace(found, masks=torch.zeros_like(masks)).without_maps().pixel_auroc is None
 
 
 def test_slices_of_a_file_are_one_thing_to_the_intervals() -> None:
@@ -384,7 +386,7 @@ def test_configurations_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_slices_of_a_file_are_told_apart_in_the_scores(tmp_path: Path) -> None:
     batch = SimpleNamespace(image_path=["a.nii", "a.nii"], frames=[3, 4], pred_score=torch.tensor([0.1, 0.2]))
     batch.gt_label, batch.pred_label, batch.anomaly_map, batch.gt_mask = torch.tensor([0, 1]), None, None, None
-    of_volumes, of_pictures = outcome_of([batch]), outcome(scores(0, 1))
+    of_volumes, of_pictures = outcome_of(batch), outcome(scores(0, 1))
     write_scores([Trial("Padim", 0, of_volumes, of_pictures, CardFacts({}))], tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
