@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import timm.models.vision_transformer
 import torch
@@ -22,10 +22,13 @@ from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing.utils.transform import get_exportable_transform
 from lightning.fabric.utilities import rank_zero
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
+
+if TYPE_CHECKING:
+    from anomalib.engine import Engine  # slow to import
 
 timm_vit: Any = timm.models.vision_transformer
 
@@ -299,3 +302,17 @@ def inner_trainer() -> Iterator[None]:
             yield
         finally:
             told.setLevel(level)
+
+
+@contextmanager
+def with_callback(engine: Engine, callback: Callback) -> Iterator[None]:
+    """Give an engine one more callback for as long as the context lasts, whether it has its trainer yet or not."""
+    args = engine._cache.args["callbacks"]  # noqa: SLF001  # the trainer is made of them
+    made = engine._trainer  # noqa: SLF001
+    (args if made is None else cast("Any", made).callbacks).append(callback)
+    try:
+        yield
+    finally:
+        trainer: Any = engine._trainer  # noqa: SLF001
+        if trainer is not None:
+            trainer.callbacks = [each for each in trainer.callbacks if each is not callback]

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from anomalib_msacl.compat import decided, undecided
+from anomalib_msacl.compat import decided, undecided, with_callback
 from anomalib_msacl.metrics import Evidence
 
 _SIDE = 128  # pixels of the maps that are kept: enough to look at, and small enough to keep them all
@@ -75,48 +75,34 @@ class Outcome:
         return replace(self, maps=None, masks=None, pixel_auroc=_pixel_auroc(self) if known else None)
 
 
-class SmallPredictions(Callback):
-    """Keeps what an outcome needs of each batch that is predicted, and lets the batch go with its images.
-
-    One for an engine, given to it with its other callbacks.
-    """
+class _Parts(Callback):
+    """Keeps what an outcome needs of each batch that is predicted, and lets the batch go with its images."""
 
     def __init__(self) -> None:
-        self.parts: list[Outcome] = []
-        """The outcome of each batch."""
+        self.outcomes: list[Outcome] = []
         self._last: tuple[Any, LightningModule] | None = None
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an earlier prediction."""
-        del trainer, pl_module
-        self.parts, self._last = [], None
-
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Remember a batch; the post-processor, a callback too, comes to it after this one."""
+        """Remember a batch; the post-processor, a callback too, may come to it after this one."""
         del trainer
         self._last = outputs, pl_module
 
     def on_predict_batch_start(self, *_: Any) -> None:
         """Make the batch before this one small."""
         if self._last is not None:
-            self.parts.append(outcome_of(decided(*self._last)))
+            self.outcomes.append(outcome_of(decided(*self._last)))
             self._last = None
 
     on_predict_end = on_predict_batch_start  # type: ignore[assignment]  # it takes what it gets
 
 
 def predict(
-    engine: Engine,
-    kept: SmallPredictions,
-    model: AnomalibModule,
-    datamodule: AnomalibDataModule,
-    checkpoint: str | None = None,
+    engine: Engine, model: AnomalibModule, datamodule: AnomalibDataModule, checkpoint: str | None = None
 ) -> Outcome | None:
     """Let a detector score the test images of a datamodule.
 
     Args:
         engine: Runs it.
-        kept: One of the engine's callbacks.
         model: The detector.
         datamodule: Brings the test images.
         checkpoint: File to load the detector from; None takes it as it is.
@@ -124,14 +110,14 @@ def predict(
     Returns:
         The outcome; None where there are no test images.
     """
-    kept.parts = []  # without test images nothing starts
-    engine.predict(model=model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=False)
-    parts, kept.parts = kept.parts, []
-    if not parts:
+    parts = _Parts()
+    with with_callback(engine, parts):
+        engine.predict(model=model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=False)
+    if not parts.outcomes:
         return None
     known = model.post_processor and "pred_label" not in undecided(model)
     threshold = getattr(model.post_processor, "normalized_image_threshold", None) if known else None
-    return joined(parts, None if threshold is None else float(threshold))
+    return joined(parts.outcomes, None if threshold is None else float(threshold))
 
 
 def outcome_of(batch: Any) -> Outcome:

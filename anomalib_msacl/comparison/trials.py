@@ -17,7 +17,7 @@ from anomalib_msacl.backbone.card import CardFacts, read_card
 from anomalib_msacl.callback import MsaclPretraining
 from anomalib_msacl.comparison.configured import Configured
 from anomalib_msacl.comparison.layout import Layout
-from anomalib_msacl.comparison.outcome import Outcome, SmallPredictions, predict
+from anomalib_msacl.comparison.outcome import Outcome, predict
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.recipe import Recipe
 
@@ -100,10 +100,10 @@ def _outcome(layout: Layout, config: Configured, seed: int, callback: MsaclPretr
     """Fit a detector on the backbone that a callback brings, and test it."""
     lightning.seed_everything(seed, verbose=False)
     model = config.model(post_processor=False, evaluator=False)
-    data, kept = layout.datamodule(seed), SmallPredictions()
-    with quiet_engine(**config.training(), callbacks=[callback, kept]) as engine:
+    data = layout.datamodule(seed)
+    with quiet_engine(**config.training(), callbacks=[callback]) as engine:
         engine.fit(model, datamodule=data)
-        found = predict(engine, kept, model, data) if tested else None
+        found = predict(engine, model, data) if tested else None
     return None if found is None else found.without_maps()  # there is one of each trial, to the end
 
 

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import Normalize
 
 from anomalib_msacl.backbone.card import CardFacts
 from anomalib_msacl.callback import MsaclPretraining
-from anomalib_msacl.comparison.outcome import Outcome, SmallPredictions, predict
+from anomalib_msacl.comparison.outcome import Outcome, predict
 from anomalib_msacl.comparison.trials import quiet_engine, untouched_recipe
 from anomalib_msacl.data import MedMixValidation
 from anomalib_msacl.data.splits import draws_anew
@@ -145,12 +145,9 @@ def _after(found: Findings, model: AnomalibModule, data: AnomalibDataModule | No
     if checkpoint is None:
         found.missing["scores"] = "The run has no checkpoint in weights/lightning, so nothing can be scored."
     elif data is not None:
-        kept = SmallPredictions()
-        with _engine(found.run, callbacks=[kept]) as engine:
+        with _engine(found.run) as engine:
             found.after = found.attempt(
-                "scores",
-                "The test images could not be scored",
-                lambda: predict(engine, kept, model, data, str(checkpoint)),
+                "scores", "The test images could not be scored", lambda: predict(engine, model, data, str(checkpoint))
             )
         found.loaded = "scores" not in found.missing
         if found.loaded and found.after is None:
@@ -224,10 +221,10 @@ def _before(run: Run, callback: MsaclPretraining, same: AnomalibDataModule) -> O
     # Others may write where the run wrote, such as `ScoresCsv`.
     others = [each for each in run.config.callbacks() if isinstance(each, _FITTING)]
     with tempfile.TemporaryDirectory() as work:
-        plain, kept = MsaclPretraining(callback.weights, untouched_recipe(callback.recipe), work), SmallPredictions()
-        with _engine(run, callbacks=[*others, plain, kept]) as engine:
+        plain = MsaclPretraining(callback.weights, untouched_recipe(callback.recipe), work)
+        with _engine(run, callbacks=[*others, plain]) as engine:
             engine.fit(model, datamodule=data)
-            return predict(engine, kept, model, data)
+            return predict(engine, model, data)
 
 
 def _fix_split(data: AnomalibDataModule) -> None:

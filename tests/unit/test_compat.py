@@ -18,7 +18,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.models.components.base.export_mixin import ExportMixin
 from anomalib.models.components.feature_extractors import timm as extractors
 from anomalib.pre_processing import PreProcessor
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
@@ -37,6 +37,7 @@ from anomalib_msacl.compat import (
     saves_as_before,
     set_max_steps,
     use_test_augmentations,
+    with_callback,
     without_antialiasing,
 )
 from tests.conftest import phantom
@@ -91,6 +92,15 @@ def test_the_processes_of_a_run_have_one_results_folder(tmp_path: Path, monkeypa
         assert others.resolve() == first
         assert folder(0) == others.resolve() != first  # the next run
     assert folder(1).name == "v2"  # anomalib itself: if this fails, it has been mended there
+
+
+def test_an_engine_takes_a_callback_before_and_after_it_has_its_trainer(make_patchcore: Any, make_engine: Any) -> None:
+    engine, callback = make_engine(), Callback()
+    for _ in range(2):
+        with with_callback(engine, callback):
+            engine._setup_trainer(make_patchcore())
+            assert engine.trainer.callbacks.count(callback) == 1
+        assert callback not in engine.trainer.callbacks
 
 
 def test_a_trainer_takes_its_steps_from_where_they_are_set() -> None:
