@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from anomalib.data import ImageBatch, ImageItem
+
+from anomalib_msacl.medical.previews import Preview
 
 
 @dataclass
@@ -16,12 +19,24 @@ class MedicalItem(ImageItem):
     Attributes:
         file: The file that the image was read from.
         frame: Index of its slice or frame, from 0.
+        preview: Draws the picture when ``image_path`` is asked for; None where Pillow opens the file itself.
     """
 
-    def read_from(self, file: str, frame: int) -> MedicalItem:
-        """Say where the image was read from, and return the item."""
-        self.file, self.frame = file, frame
+    def read_from(self, file: str, frame: int, preview: Preview | None = None) -> MedicalItem:
+        """Say where the image was read from and what shows it, and return the item."""
+        self.file, self.frame, self.preview = file, frame, preview
         return self
+
+    @property  # type: ignore[misc]  # in place of a field
+    def image_path(self) -> str | None:
+        """What Pillow opens."""
+        preview: Preview | None = vars(self).get("preview")
+        return vars(self).get("_path") if preview is None else preview.drawn()
+
+    @image_path.setter
+    def image_path(self, path: str | None) -> None:
+        self.preview = None
+        self._path = path
 
 
 @dataclass
@@ -30,15 +45,18 @@ class MedicalBatch(ImageBatch):
 
     Attributes:
         frames: Index of the slice or frame in each file, from 0.
-        pictures: What Pillow opens in place of each file; ``image_path`` of the batch's items.
+        previews: Draws what Pillow opens in place of a file, when ``items`` are asked for; None where Pillow opens
+            the file itself.
     """
 
     @classmethod
     def of(cls, items: Sequence[MedicalItem]) -> MedicalBatch:
         """Put images into a batch, as anomalib does."""
-        batch: Any = cls.collate(list(items))
-        batch.pictures = batch.image_path
-        batch.image_path = [item.file for item in items]
+        plain = [copy.copy(item) for item in items]
+        for item in plain:
+            item.image_path = item.file  # or putting them together would draw them
+        batch: Any = cls.collate(cast("Any", plain))
+        batch.previews = [item.preview for item in items]
         batch.frames = [item.frame for item in items]
         return batch  # type: ignore[no-any-return]
 
@@ -46,6 +64,6 @@ class MedicalBatch(ImageBatch):
     def items(self) -> list[ImageItem]:
         """The images one by one, as the visualiser wants them."""
         found: list[ImageItem] = super().items
-        for item, picture in zip(found, cast("Any", self).pictures, strict=True):
-            item.image_path = picture
+        for item, preview in zip(found, cast("Any", self).previews, strict=True):
+            item.image_path = item.image_path if preview is None else preview.drawn()
         return found

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 import torch
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import Split
 from torch.utils.data import get_worker_info
-from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.tv_tensors import Mask
 
 from anomalib_msacl.data.files import UnreadableError
@@ -18,6 +16,7 @@ from anomalib_msacl.data.samples import Column
 from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.batches import MedicalBatch, MedicalItem
+from anomalib_msacl.medical.previews import Preview
 from anomalib_msacl.medical.reader import ImageReader
 from anomalib_msacl.medical.unpacked import UnpackedVolumes
 
@@ -57,8 +56,8 @@ class MedicalDataset(AnomalibDataset):
 
         Returns:
             ``image`` of shape ``(3, H, W)`` with values in [0, 1]. ``image_path`` is the file where Pillow reads
-            the same from it, and an 8-bit PNG copy of other test images, because anomalib's visualiser opens it;
-            ``file`` and ``frame`` say what was read.
+            the same from it, and an 8-bit PNG copy of other test images, because anomalib's visualiser opens it; the
+            copy is drawn when it is asked for. ``file`` and ``frame`` say what was read.
 
         Raises:
             InputError: If the file cannot be read any more.
@@ -73,21 +72,14 @@ class MedicalDataset(AnomalibDataset):
             mask = self.reader.read_mask(mask_file, int(row[Column.FRAME])) if masked and mask_file else None
         except UnreadableError as error:
             raise InputError(f"{row.image_path}, or its mask, {error}") from error
-        shown = row.image_path if training else self._shown(row, image)
         if masked and mask is None:
             mask = Mask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
         if self.augmentations:
             image, mask = self.augmentations(image, mask) if masked else (self.augmentations(image), None)
         label = torch.tensor(int(row.label_index))
-        item = MedicalItem(image=image, gt_mask=mask, gt_label=label, image_path=shown, mask_path=row.mask_path)
-        return item.read_from(str(row.image_path), int(row[Column.FRAME]))
-
-    def _shown(self, row: Any, image: torch.Tensor) -> str:
-        """Return the path of an image that Pillow shows as the model sees it."""
-        if row[Column.PLAIN]:
-            return str(row.image_path)
-        path = self.previews.path / self.name / f"{row[Column.NAME]}.png"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            to_pil_image(image).save(path, compress_level=1)  # three times as fast as the default
-        return str(path)
+        file, frame = str(row.image_path), int(row[Column.FRAME])
+        item = MedicalItem(image=image, gt_mask=mask, gt_label=label, image_path=file, mask_path=row.mask_path)
+        name = f"{self.name}/{row[Column.NAME]}.png"
+        as_it_is = training or row[Column.PLAIN]
+        preview = None if as_it_is else Preview(self.reader, file, frame, self.previews, name)
+        return item.read_from(file, frame, preview)

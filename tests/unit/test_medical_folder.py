@@ -15,6 +15,7 @@ import pytest
 import torch
 from anomalib.data import Folder
 from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from anomalib_msacl import InputError
 from anomalib_msacl.data import MedicalFolder, MedMixDataset, Slices, check_datamodule
@@ -125,6 +126,30 @@ def test_slices_with_and_without_a_lesion(tmp_path):
     assert torch.equal(lesion.gt_mask, torch.from_numpy(np.rot90(mask[..., 2]).copy()))
     assert Path(lesion.image_path).suffix == ".png"  # what anomalib's visualiser opens
     assert np.allclose(np.asarray(Image.open(lesion.image_path)), lesion.image.permute(1, 2, 0) * 255, atol=1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_are_drawn_when_somebody_looks_at_them(tmp_path, workers):
+    for index in range(4):
+        write_dicom(tmp_path / f"good/{index}.dcm", tissue(index), **WINDOW)
+        write_dicom(tmp_path / f"bad/{index}.dcm", tissue(10 + index), **WINDOW)
+    options = {"normal_test_dir": None, "mask_dir": None, "test_split_mode": "none", "val_split_mode": "none"}
+    folder = ready(tmp_path, **options, eval_batch_size=2, num_workers=workers)
+
+    def pictures() -> list[Path]:
+        return [path for path in folder.test_data.previews.path.rglob("*") if path.is_file()]
+
+    first, second = folder.test_dataloader()
+    assert first.image_path == [str(tmp_path / f"bad/{index}.dcm") for index in range(2)]
+    assert not pictures()
+    shown = [item.image_path for item in first]
+    assert sorted(map(str, pictures())) == sorted(shown)
+    read = [folder.test_data[index] for index in range(4)]
+    assert len(pictures()) == 2
+    assert [item.image_path for item in read] == shown + [item.image_path for item in second]
+    for path, item in zip(map(Path, shown), read, strict=False):
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(to_pil_image(item.image)))
+    assert len(pictures()) == 4
 
 
 def test_without_any_abnormal_image(root):
