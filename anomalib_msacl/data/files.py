@@ -31,10 +31,39 @@ def read_bytes(path: str | Path) -> bytes:
         UnreadableError: If it is no regular file.
         OSError: If it cannot be read.
     """
+    _check_regular(path)
+    return Path(path).read_bytes()
+
+
+def size_of(path: str | Path) -> int:
+    """Return the number of bytes of a regular file.
+
+    Raises:
+        UnreadableError: If it is no regular file.
+        OSError: If it cannot be looked at.
+    """
+    _check_regular(path)
+    return os.stat(path).st_size  # noqa: PTH116  # Path.stat is the same
+
+
+def middle_of(path: str | Path, length: int = 4096) -> bytes:
+    """Return some bytes from the middle of a regular file: its ends are headers and padding, alike in many files.
+
+    Raises:
+        UnreadableError: If it is no regular file.
+        OSError: If it cannot be read.
+    """
+    start = max(0, size_of(path) - length) // 2
+    with Path(path).open("rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def _check_regular(path: str | Path) -> None:
+    """Raise :class:`UnreadableError` where a path is no regular file."""
     odd = oddity(path)
     if odd:
         raise UnreadableError(f"is {odd}")
-    return Path(path).read_bytes()
 
 
 def oddity(path: str | Path) -> str:

@@ -10,7 +10,7 @@ import torch
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import LabelName
 
-from anomalib_msacl.data.samples import content_of, patients_of, unit_of, units_of
+from anomalib_msacl.data.samples import names_of_content, patients_of, unit_of, units_of
 from anomalib_msacl.data.splits import split_by_patient
 from anomalib_msacl.data.units import Unit
 
@@ -57,9 +57,9 @@ def hold_out(dataset: AnomalibDataset, ratio: float, seed: int) -> tuple[Anomali
     train, held_out = split_by_patient(dataset, ratio, seed)
     ill = _ill(held_out)
     held_out = held_out.subsample(list(ill.index[~ill]))
-    content = content_of(held_out.samples)
+    content, others = names_of_content(held_out.samples, train.samples)
     seen = set(content)
-    stays = [row for row, digest in enumerate(content_of(train.samples)) if digest not in seen]
+    stays = [row for row, name in enumerate(others) if name not in seen]
     if len(stays) < len(train):
         logger.info("%d copies of held-out images are not trained with.", len(train) - len(stays))
     names = units_of(held_out.samples, content)

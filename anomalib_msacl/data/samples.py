@@ -6,12 +6,13 @@ anomalib's own columns are ``image_path``, ``label``, ``label_index``, ``mask_pa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 import pandas as pd
 
-from anomalib_msacl.data.files import read_bytes
+from anomalib_msacl.data.files import middle_of, read_bytes, size_of
 from anomalib_msacl.data.units import Unit
 
 
@@ -55,6 +56,28 @@ def content_of(samples: pd.DataFrame, digests: Mapping[str, str] | None = None) 
         if path not in known:
             known[path] = hashlib.sha256(read_bytes(path)).hexdigest()
     return [known[path] for path in paths]
+
+
+def names_of_content(*tables: pd.DataFrame) -> list[list[str]]:
+    """Return a name of each row's content for each table: the same for copies, and for nothing else.
+
+    Where the tables have no digests of pixels, a file is read whole only if another one has its size and its middle: a
+    large set takes minutes to read.
+
+    Args:
+        tables: Whose rows are compared with each other.
+    """
+    unknown = [table["image_path"] for table in tables if Column.PIXELS not in table]
+    sizes = {str(path): size_of(path) for paths in unknown for path in paths}
+    middles = {path: (sizes[path], middle_of(path)) for path in _shared(sizes)}
+    alone = {path: path for path in sizes.keys() - _shared(middles)}
+    return [content_of(table, alone) for table in tables]
+
+
+def _shared(values: Mapping[str, Hashable]) -> set[str]:
+    """Return the keys whose value another one has."""
+    number = Counter(values.values())
+    return {key for key, value in values.items() if number[value] > 1}
 
 
 def names_patients(samples: pd.DataFrame) -> bool:
