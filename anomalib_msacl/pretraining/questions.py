@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -131,35 +132,44 @@ class Questions:
     def score(self, encoder: Encoder, device: torch.device) -> Score:
         """Return the score of an encoder; its training mode is left as it was."""
         with evaluating(encoder):
-            patches = self._patches(encoder, device)
-        number = len(self.bank)
-        bank = patches[:number].flatten(0, 2)
-        bank = bank[self.order[: len(bank)].argsort()[:_BANK].to(device)]
-        maps = patches[number:]
-        rows = torch.split(maps.flatten(0, 2), _ROWS)
-        distance = torch.cat([nearest(part, bank) for part in rows]).reshape(len(maps), -1).cpu()
+            distance, size = self._distances(encoder, device)
         if not distance.isfinite().all():
             logger.warning("MSACL: the features are not finite any more; try a smaller optimizer.learning_rate.")
             return Score(0.0, 0.0)  # never the best
-        masks = cells(self.masks, maps.movedim(-1, 1)).flatten(1) > 0.5
+        masks = cells(self.masks, self.masks.new_empty(0, 0, *size)).flatten(1) > 0.5
         images = torch.stack([distance.amax(dim=1), distance.mean(dim=1)])
         lesions = masks.flatten()
         pixel = roc_auc_score(lesions, distance.flatten()) if lesions.any() else 0.5
         return Score(_auroc(images, self.labels), float(pixel), images)
 
-    def _patches(self, encoder: Encoder, device: torch.device) -> Tensor:
-        """Return patch features of the bank's images and of all others, shape ``(N + M, h, w, C)``."""
+    def _distances(self, encoder: Encoder, device: torch.device) -> tuple[Tensor, torch.Size]:
+        """Return the distance of each patch of the images to the bank, and the size of the maps.
+
+        The features of one chunk of images are held at a time: those of all of them take gigabytes.
+
+        Returns:
+            Shape ``(M, h * w)``, on the CPU, and ``(h, w)``.
+        """
+        patches = self._patches(encoder, device)
+        first = torch.cat([next(patches) for _ in torch.split(self.bank, _CHUNK)])
+        size, bank = first.shape[-2:], _rows(first)
+        bank = bank[self.order[: len(bank)].argsort()[:_BANK].to(device)]
+        del first
+        found = map(partial(nearest, bank=bank), _blocks(map(_rows, patches), _ROWS))  # which keeps no block
+        return torch.cat(list(found)).reshape(len(self.images), -1).cpu(), size
+
+    def _patches(self, encoder: Encoder, device: torch.device) -> Iterator[Tensor]:
+        """Yield patch features of the bank's images and of all others by chunks, shape ``(B, C, h, w)``."""
         chunks = [*torch.split(self.bank, _CHUNK), *torch.split(self.images, _CHUNK)]
         frozen = encoder.frozen
         if frozen is None or frozen.index is None or min(encoder.index) < frozen.index:
-            parts = [patch_features(encoder(chunk.to(device), pooled=False)[0]) for chunk in chunks]
-            return torch.cat(parts).movedim(1, -1)
+            for chunk in chunks:
+                yield patch_features(encoder(chunk.to(device), pooled=False)[0])
+            return
         wanted = sorted(set(encoder.index))
-        parts = []
         for features in self._features(frozen, chunks, device):
             found = frozen.maps(encoder, features, wanted)
-            parts.append(patch_features([found[index] for index in encoder.index]))
-        return torch.cat(parts).movedim(1, -1)
+            yield patch_features([found[index] for index in encoder.index])
 
     def _features(self, frozen: FrozenStages, chunks: list[Tensor], device: torch.device) -> Iterator[Tensor]:
         """Yield the output of the frozen stages, which is remembered for the next candidate if it is not too much."""
@@ -216,6 +226,38 @@ def draw_questions(images: NormalImages, held_out: NormalImages | None, recipe: 
     if not distributed.on_main(draw):
         return None
     return drawn[0] if distributed.world_size() == 1 else AskedOnce(drawn[0] if drawn else None)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """Return the patches of maps of shape ``(B, C, h, w)``, image by image, shape ``(B * h * w, C)``."""
+    return maps.movedim(1, -1).flatten(0, 2).contiguous()
+
+
+def _blocks(parts: Iterable[Tensor], number: int) -> Iterator[Tensor]:
+    """Yield the rows of parts in blocks of a number, and the rest in a last one.
+
+    Blocks of other numbers could have other last digits: a product of matrices depends on how it is cut.
+
+    Args:
+        parts: Of shape ``(N, D)`` each; one is held at a time.
+        number: Rows of a block.
+    """
+    left: Tensor | None = None  # the last rows of earlier parts, fewer than a block
+    for part in parts:
+        rest = part
+        if left is not None:
+            missing = number - len(left)
+            left, rest = torch.cat([left, part[:missing]]), part[missing:]
+            if len(left) < number:
+                continue
+            yield left
+        whole = len(rest) // number * number
+        if whole:
+            yield from torch.split(rest[:whole], number)
+        left = rest[whole:].clone()
+        del part, rest  # before the next one is made
+    if left is not None and len(left):
+        yield left
 
 
 def _auroc(distances: Tensor, labels: Tensor) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
+
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -11,6 +14,8 @@ from anomalib_msacl.backbone import create_backbone
 from anomalib_msacl.backbone.encoder import Encoder
 from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.lesions import FAMILIES, LesionMixture, LesionOutput
+from anomalib_msacl.pretraining import questions as module
+from anomalib_msacl.pretraining.patches import patch_features
 from anomalib_msacl.pretraining.questions import Questions, Score, nearest, standard_error
 from tests.conftest import make_recipe
 
@@ -157,6 +162,37 @@ def test_frozen_features_are_remembered_for_the_next_candidate_and_no_longer(mon
     ran.clear()
     asked.score(network, device)
     assert len(ran) == number
+
+
+@pytest.mark.parametrize("rows", [7, 50, 1024])  # of a block: within an image, across chunks, and more than all
+def test_features_of_one_chunk_are_held_at_a_time(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distances are those that the features of all images at once give, bit by bit."""
+    monkeypatch.setattr(module, "_CHUNK", 4)
+    monkeypatch.setattr(module, "_ROWS", rows)
+    monkeypatch.setattr(module, "_BANK", 100)
+    network, asked = Encoder(create_backbone("test_resnet", "random")[0]).eval(), questions()
+    with torch.no_grad():
+        chunks = [*torch.split(asked.bank, 4), *torch.split(asked.images, 4)]
+        features = torch.cat([patch_features(network(chunk, pooled=False)[0]) for chunk in chunks]).movedim(1, -1)
+    bank, others = features[:4].flatten(0, 2), features[4:]
+    bank = bank[asked.order[: len(bank)].argsort()[:100]]
+    parts = [nearest(part, bank) for part in torch.split(others.flatten(0, 2), rows)]
+    expected = torch.cat(parts).reshape(len(others), -1)
+
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def watched(maps: Sequence[Tensor]) -> Tensor:
+        alive.append(sum(found() is not None for found in made))
+        found = patch_features(maps)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(module, "patch_features", watched)
+    score = asked.score(network, torch.device("cpu"))
+    assert len(alive) == 6
+    assert max(alive) == 0
+    assert torch.equal(score.distances, torch.stack([expected.amax(dim=1), expected.mean(dim=1)]))
 
 
 def test_the_distance_to_the_nearest_is_that_of_a_loop() -> None:
