@@ -153,6 +153,14 @@ class Igd(Guest, AnomalibModule):  # type: ignore[misc]  # the bases of Anomalib
         """Choose all the same where training has ended unexpectedly."""
         self.training_run.choose(self)
 
+    def on_validation_epoch_end(self) -> None:
+        """Keep the thresholds of a stage, after the post-processor has set them and before a checkpoint is saved."""
+        self.training_run.end_validation(self)
+
+    def on_fit_end(self) -> None:
+        """Tell where there is no threshold."""
+        self.training_run.thresholds.tell_missing(self, self.training_run.choice.kept)
+
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:  # type: ignore[override]  # as in anomalib
         """Score a batch."""
         del batch_idx
