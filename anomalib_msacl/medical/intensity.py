@@ -46,8 +46,14 @@ class Sample:
     unusable: str = ""
 
     @classmethod
-    def of(cls, image: RawImage) -> Sample:
-        """Take values of an image, evenly spaced, padding left out."""
+    def of(cls, image: RawImage, own_window: bool = True) -> Sample:
+        """Take values of an image, evenly spaced, padding left out.
+
+        Args:
+            image: The image.
+            own_window: Whether it may be shown by a window that files name, as :attr:`Intensity.own_window`; else that
+                window is not looked at.
+        """
         empty: Array = np.zeros(0, dtype=np.float32)
         inside = image.levels if image.padding is None else image.levels[~image.padding]
         row = image.values[0].size if image.padding is None else int((~image.padding).sum(axis=1).max())
@@ -62,7 +68,7 @@ class Sample:
             window=image.window,
             kind=image.kind,
             range=image.range,
-            shows_nothing=image.shown is not None and bool(np.ptp(image.shown) == 0),
+            shows_nothing=own_window and image.shown is not None and bool(np.ptp(image.shown) == 0),
             unusable=image.unusable,
         )
 
