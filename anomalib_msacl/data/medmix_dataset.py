@@ -135,9 +135,12 @@ class MedMixDataset(AnomalibDataset):
         try:
             for name in ("lesion", "mask"):
                 (draft / name).mkdir(parents=True)
+            previous = self._original(order[-1])
             for rank, index in enumerate(order[:number]):
-                image = _limited(self._original(index))
-                donor = resize(self._original(order[rank - 1]).as_subclass(Tensor), list(image.shape[-2:]))
+                original = self._original(index)
+                image = _limited(original)
+                donor = resize(previous.as_subclass(Tensor), list(image.shape[-2:]))
+                previous = original  # each is the donor of the next: decoded once
                 batch = torch.stack([_large_enough(image, str(self.source.samples["image_path"][index])), donor])
                 count = torch.tensor([counts[rank % len(counts)], 0])
                 output = self.medmix.synthesize(batch, count, generator)
