@@ -30,6 +30,7 @@ from anomalib_msacl.data.looks import SEEN
 from anomalib_msacl.data.samples import content_of
 from anomalib_msacl.detectors.msacl import Msacl
 from anomalib_msacl.errors import InputError, show_in_one_line
+from anomalib_msacl.paths import at_home
 from anomalib_msacl.pretraining.checkpoints import Checkpoints
 from anomalib_msacl.pretraining.devices import devices_of
 from anomalib_msacl.pretraining.fingerprint import fingerprint
@@ -81,7 +82,7 @@ class MsaclPretraining(Callback):
             parse_source(weights)  # refuses what is no name
         self.weights = None if weights is None else str(weights)
         self.recipe = Recipe.of(recipe)
-        self.root = Path(root)
+        self.root = at_home(root)
         if not isinstance(checkpoint_minutes, int | float) or not 0 <= checkpoint_minutes < math.inf:
             raise InputError(
                 f"checkpoint_minutes is {checkpoint_minutes!r}, but must be a number of minutes, 0 or more."

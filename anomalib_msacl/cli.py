@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser
 
 from anomalib_msacl.errors import InputError, one_line_errors
 from anomalib_msacl.medical.kinds import training_folder
+from anomalib_msacl.paths import at_home, with_home
 
 _HERE = Path(__file__).parent
 _LOUD = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric", "anomalib")  # loggers
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given and given[0] in _ANOMALIB:
             _run_anomalib(given)
             return
-        parsed = _parser().parse_args(given)
+        parsed = _parser().parse_args([_at_home(word) for word in given])
         name = parsed.subcommand
         COMMANDS[name](**vars(parsed[name]))
 
@@ -215,7 +216,14 @@ def _check_unused(page: Path, command: str) -> None:
 
 def _config_file(name: str) -> Path:
     """Return a configuration: a file, or one that comes with the package."""
-    return Path(name) if Path(name).is_file() else config_path(name)
+    path = at_home(name)
+    return path if path.is_file() else config_path(name)
+
+
+def _at_home(word: str) -> str:
+    """Return a word of a command; shells leave ``~`` as it is in ``--out=~/x`` and in quotes."""
+    option, equals, value = word.partition("=")
+    return f"{option}={with_home(value)}" if option.startswith("--") and equals else str(with_home(word))
 
 
 def report(run: str, out: str | None = None, before: bool = True) -> None:
@@ -326,7 +334,9 @@ def _with_paths(arguments: Sequence[str]) -> list[str]:
     found = list(arguments)
     for index, word in enumerate(found):
         option, equals, name = word.partition("=")
-        if option in _CONFIG and equals and not Path(name).exists():
+        if option in _CONFIG and equals and at_home(name).exists():
+            found[index] = f"{option}={with_home(name)}"
+        elif option in _CONFIG and equals:
             found[index] = f"{option}={known.get(name, name)}"
         elif index and found[index - 1] in _CONFIG and not Path(word).exists():
             found[index] = known.get(word, word)

@@ -12,6 +12,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from anomalib_msacl.data.files import as_list, check_root, find_images
 from anomalib_msacl.data.medmix_split import MedMixSplit
 from anomalib_msacl.errors import InputError, name_some
+from anomalib_msacl.paths import with_home
+
+_PATHS = {"root", "normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir"}
 
 
 class CheckedFolder(MedMixSplit, Folder):
@@ -43,7 +46,9 @@ class CheckedFolder(MedMixSplit, Folder):
         **kwargs: Any,
     ) -> None:
         """Keep the settings; the class describes them."""
-        super().__init__(name=name, normal_dir=normal_dir, root=root, num_workers=num_workers, **kwargs)
+        named = {"normal_dir": normal_dir, "root": root, **kwargs}
+        named |= {name: with_home(each) for name, each in named.items() if name in _PATHS}
+        super().__init__(name=name, num_workers=num_workers, **named)
 
     def read_data(self) -> None:
         """Check the folders, then read them as ``Folder`` does."""

@@ -24,6 +24,7 @@ from anomalib_msacl.data.samples import Column
 from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions import MINIMUM_SIDE, MedMix
+from anomalib_msacl.paths import at_home
 
 _FORMAT = 1  # raise when files of an older format must not be reused
 _LARGEST_SIDE = 1024  # of the shorter side: larger images would fill the disk and are reduced by the model anyway
@@ -113,7 +114,7 @@ class MedMixDataset(AnomalibDataset):
         reading = repr(getattr(self.source, "reader", None))
         content = [_FORMAT, settings, repr(self.medmix), files, frames, reading]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-        return Path(cache) / f"medmix-{key}", None
+        return at_home(cache) / f"medmix-{key}", None
 
     def _write_alone(self, *arguments: Any) -> None:
         """Let one process write, and remove what one that was killed has left."""

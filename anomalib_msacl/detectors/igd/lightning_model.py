@@ -13,7 +13,7 @@ from anomalib.models.components.base import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_msacl.backbone.sources import timm_name
+from anomalib_msacl.backbone.sources import at_its_place, timm_name
 from anomalib_msacl.compat import before_saving, is_attached, saves_as_before
 from anomalib_msacl.detectors.guest import Guest
 from anomalib_msacl.detectors.igd.checks import check_fit, check_numbers, check_sizes, normalisation_of, size_of
@@ -85,6 +85,7 @@ class Igd(Guest, AnomalibModule):  # type: ignore[misc]  # the bases of Anomalib
         numbers = {"dim": dim, "width": width, "patches": patches, "patch_size": patch_size, "seed": seed}
         numbers |= {"patch_stride": patch_stride, "update_every": update_every, "evaluations": evaluations}
         check_numbers(learning_rate, **numbers)
+        backbone = at_its_place(backbone)
         check_layers(backbone, layers)
         self.architecture = timm_name(backbone)
         size = size_of(image_size)

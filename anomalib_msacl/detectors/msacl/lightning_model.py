@@ -27,6 +27,7 @@ from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, ref
 from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen, warn_of_no_threshold
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.detectors.settings import LARGEST_SIDE, check_switches, check_whole
+from anomalib_msacl.paths import with_home
 from anomalib_msacl.pretraining.images import normal_of
 from anomalib_msacl.pretraining.lightning_model import Optimization, log_score, restore_random, training_loss
 from anomalib_msacl.pretraining.pipeline import Pretraining
@@ -90,7 +91,7 @@ class Msacl(Guest, Optimization, AnomalibModule):  # type: ignore[misc]  # the b
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.recipe = Recipe.of(recipe)
         self.save_hyperparameters({"recipe": self.recipe.plain()})  # loggers and checkpoints want plain data
-        self.weights_dir, self.detector = weights_dir, detector
+        self.weights_dir, self.detector = with_home(weights_dir), detector
         refuse_normalize(self.pre_processor)
         start = create_backbone(backbone, weights, backbone_args)
         encoder, provenance = encoder_for(start, self.recipe, layers, mean, std, self.input_size)
