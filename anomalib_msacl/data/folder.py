@@ -14,8 +14,6 @@ from anomalib_msacl.data.medmix_split import MedMixSplit
 from anomalib_msacl.errors import InputError, name_some
 from anomalib_msacl.paths import with_home
 
-_PATHS = {"root", "normal_dir", "abnormal_dir", "normal_test_dir", "mask_dir"}
-
 
 class CheckedFolder(MedMixSplit, Folder):
     """Images of one's own in folders, looked at before they are read.
@@ -46,9 +44,12 @@ class CheckedFolder(MedMixSplit, Folder):
         **kwargs: Any,
     ) -> None:
         """Keep the settings; the class describes them."""
-        named = {"normal_dir": normal_dir, "root": root, **kwargs}
-        named |= {name: with_home(each) for name, each in named.items() if name in _PATHS}
-        super().__init__(name=name, num_workers=num_workers, **named)
+        super().__init__(
+            name=name, normal_dir=with_home(normal_dir), root=with_home(root), num_workers=num_workers, **kwargs
+        )
+        # Not above: jsonargparse finds the arguments of anomalib's Folder by kwargs that are passed on as they are.
+        for argument in ("abnormal_dir", "normal_test_dir", "mask_dir"):
+            setattr(self, argument, with_home(getattr(self, argument)))
 
     def read_data(self) -> None:
         """Check the folders, then read them as ``Folder`` does."""
