@@ -16,7 +16,6 @@ import torch
 from anomalib.data import AnomalibDataModule
 from anomalib.models.components import AnomalibModule, MemoryBankMixin
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2 import Compose, Normalize
 
@@ -25,12 +24,13 @@ from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
 from anomalib_msacl.backbone.folder import check_name, check_place, is_intact, remove_leftovers
 from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
-from anomalib_msacl.compat import inner_trainer
+from anomalib_msacl.compat import inner_trainer, isolated_random
 from anomalib_msacl.data.checks import check_datamodule, check_validation
 from anomalib_msacl.data.looks import SEEN
 from anomalib_msacl.data.samples import content_of
 from anomalib_msacl.detectors.msacl import Msacl
 from anomalib_msacl.errors import InputError, show_in_one_line
+from anomalib_msacl.paths import at_home
 from anomalib_msacl.pretraining.checkpoints import Checkpoints
 from anomalib_msacl.pretraining.devices import devices_of
 from anomalib_msacl.pretraining.fingerprint import fingerprint
@@ -82,7 +82,7 @@ class MsaclPretraining(Callback):
             parse_source(weights)  # refuses what is no name
         self.weights = None if weights is None else str(weights)
         self.recipe = Recipe.of(recipe)
-        self.root = Path(root)
+        self.root = at_home(root)
         if not isinstance(checkpoint_minutes, int | float) or not 0 <= checkpoint_minutes < math.inf:
             raise InputError(
                 f"checkpoint_minutes is {checkpoint_minutes!r}, but must be a number of minutes, 0 or more."
@@ -108,7 +108,7 @@ class MsaclPretraining(Callback):
         if trainer.ckpt_path is not None:
             logger.info("MSACL: resuming from a checkpoint, which brings its backbone along; nothing is pre-trained.")
             return
-        with isolate_rng():  # whether weights are trained or reused, the detector draws the same numbers
+        with isolated_random():  # whether weights are trained or reused, the detector draws the same numbers
             self._hand_over(trainer, *_known(pl_module, trainer))
 
     def _hand_over(self, trainer: Trainer, model: AnomalibModule, datamodule: AnomalibDataModule) -> None:

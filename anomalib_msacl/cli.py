@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed: ``--help`` answers at once.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
 import shutil
@@ -19,6 +20,7 @@ from jsonargparse import ArgumentParser
 
 from anomalib_msacl.errors import InputError, one_line_errors
 from anomalib_msacl.medical.kinds import training_folder
+from anomalib_msacl.paths import at_home, with_home
 
 _HERE = Path(__file__).parent
 _LOUD = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric", "anomalib")  # loggers
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given and given[0] in _ANOMALIB:
             _run_anomalib(given)
             return
-        parsed = _parser().parse_args(given)
+        parsed = _parser().parse_args([_at_home(word) for word in given])
         name = parsed.subcommand
         COMMANDS[name](**vars(parsed[name]))
 
@@ -183,14 +185,15 @@ def _compare(data: str, models: str, seeds: int, place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {place} ({error.strerror}); name another folder.") from error
-    made = f"anomalib-msacl compare {data} --models {models} --seeds {seeds}"
-    _check_unused(place / "comparison.md", made)
+    made = f"`anomalib-msacl compare {data} --models {models} --seeds {seeds}`"
+    digest = hashlib.sha256("".join(config.digest for config in configs).encode()).hexdigest()[:12]
+    _check_unused(place / "comparison.md", made, digest)
     told = _about_masks(layout.unmasked)
     print(told, file=sys.stderr, end="")
     trials, page = [], ""
     for trial in run_trials(layout, configs, range(seeds), place, lambda line: print(line, file=sys.stderr)):
         trials.append(trial)  # what is there is written at once: the next one may take hours, or fail
-        page = summary(trials) + f"{told}\nMade by `{made}`, version {__version__}.\n"
+        page = summary(trials) + f"{told}\nMade by {made}, version {__version__}, configurations {digest}.\n"
         (place / "comparison.md").write_text(page, encoding="utf-8")
         if trial.untouched:
             write_scores(trials, place / "scores.csv")
@@ -204,18 +207,34 @@ def _about_masks(folders: Sequence[str]) -> str:
     return f"Pixels are not compared: there are no masks in ground_truth for {', '.join(folders)}.\n"
 
 
-def _check_unused(page: Path, command: str) -> None:
-    """Raise :class:`InputError` where a page is that of another command: it took hours, perhaps."""
-    if page.is_file() and f"Made by `{command}`" not in page.read_text(encoding="utf-8", errors="replace"):
+def _check_unused(page: Path, command: str, digest: str) -> None:
+    """Raise :class:`InputError` where a page is that of another comparison: it took hours, perhaps.
+
+    Args:
+        page: The page, there or not.
+        command: As the page names the command that made it.
+        digest: Of the configurations, which may have been edited meanwhile.
+    """
+    if not page.is_file():
+        return
+    text = page.read_text(encoding="utf-8", errors="replace")
+    if f"Made by {command}" not in text or f"configurations {digest}" not in text:
+        what = "another command" if f"Made by {command}" not in text else "this command with other configurations"
         raise InputError(
-            f"{page} is there already, and another command made it; set --out to another folder, or move it and "
-            "scores.csv away."
+            f"{page} is there already, and {what} made it; set --out to another folder, or move it and scores.csv away."
         )
 
 
 def _config_file(name: str) -> Path:
     """Return a configuration: a file, or one that comes with the package."""
-    return Path(name) if Path(name).is_file() else config_path(name)
+    path = at_home(name)
+    return path if path.is_file() else config_path(name)
+
+
+def _at_home(word: str) -> str:
+    """Return a word of a command; shells leave ``~`` as it is in ``--out=~/x`` and in quotes."""
+    option, equals, value = word.partition("=")
+    return f"{option}={with_home(value)}" if option.startswith("--") and equals else str(with_home(word))
 
 
 def report(run: str, out: str | None = None, before: bool = True) -> None:
@@ -326,7 +345,9 @@ def _with_paths(arguments: Sequence[str]) -> list[str]:
     found = list(arguments)
     for index, word in enumerate(found):
         option, equals, name = word.partition("=")
-        if option in _CONFIG and equals and not Path(name).exists():
+        if option in _CONFIG and equals and at_home(name).exists():
+            found[index] = f"{option}={with_home(name)}"
+        elif option in _CONFIG and equals:
             found[index] = f"{option}={known.get(name, name)}"
         elif index and found[index - 1] in _CONFIG and not Path(word).exists():
             found[index] = known.get(word, word)

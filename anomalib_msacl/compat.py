@@ -11,7 +11,7 @@ import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +25,7 @@ from lightning.fabric.utilities import rank_zero
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 if TYPE_CHECKING:
@@ -286,6 +287,20 @@ class DataHooks(AnomalibDataModule):
     def split_validation(self) -> None:
         """Make the validation set; anomalib's way unless a subclass knows better."""
         super()._create_val_split()
+
+
+@contextmanager
+def isolated_random() -> Iterator[None]:
+    """Restore the global random numbers of torch, NumPy and Python afterwards.
+
+    After an error, too, which Lightning's own ``isolate_rng`` does not: it would end where the error was raised.
+    """
+    states = ExitStack()
+    states.enter_context(isolate_rng())
+    try:
+        yield
+    finally:
+        states.close()  # tells it of no error
 
 
 @contextmanager

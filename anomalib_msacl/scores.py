@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_msacl.compat import decided
 from anomalib_msacl.errors import InputError
+from anomalib_msacl.paths import with_home
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class ScoresCsv(Callback):
     """
 
     def __init__(self, file: str | Path | None = None) -> None:
-        self.file = file
+        self.file = with_home(file)
         self._open: TextIO | None = None
         self._last: tuple[Any, LightningModule] | None = None
         self._written = 0

@@ -21,6 +21,7 @@ from anomalib_msacl.backbone.hub import HUB, download, split_revision
 from anomalib_msacl.backbone.provenance import RANDOM, Provenance
 from anomalib_msacl.backbone.tensors import StateDict, exists, load_into, read_file, read_pickle, tensors_of
 from anomalib_msacl.errors import InputError, first_line
+from anomalib_msacl.paths import with_home
 
 LOCAL = "local-dir:"
 OFFLINE_ARCHITECTURE = "tf_efficientnet_lite0"
@@ -104,7 +105,13 @@ def parse_source(name: str | Path) -> Source:
     if name.startswith(HUB):
         split_revision(name[len(HUB) :])
         return Source(Kind.HUB, name, name[len(HUB) :])
-    return Source(Kind.PATH, name, name.removeprefix(LOCAL))
+    return Source(Kind.PATH, name, str(with_home(name.removeprefix(LOCAL))))
+
+
+def at_its_place(backbone: str) -> str:
+    """Return the name of a backbone as timm takes it: timm does not know ``~`` in ``local-dir:~/DIR``."""
+    is_folder = isinstance(backbone, str) and backbone.startswith(LOCAL)
+    return f"{LOCAL}{with_home(backbone.removeprefix(LOCAL))}" if is_folder else backbone
 
 
 def create_backbone(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +106,12 @@ class Configured:
         """Return what the section ``trainer`` says of how a detector is fitted, without what concerns its output."""
         given = self.section("trainer").items()
         return {name: value for name, value in given if name in _TRAINING and value is not None}
+
+    @property
+    def digest(self) -> str:
+        """What tells it from other models and trainings; comments and the other sections do not count."""
+        content = [self.section("model"), self.section("trainer")]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def section(self, name: str) -> dict[str, Any]:
         """Return a section of the configuration."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from anomalib.data import AnomalibDataModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from anomalib_msacl.compat import isolated_random
 from anomalib_msacl.data import CheckedFolder
 from anomalib_msacl.data.depth import deep_files
 from anomalib_msacl.errors import InputError
@@ -82,7 +82,7 @@ class Layout:
         Such are sets with grey images among coloured ones, for example. Both read the same from 8 bits.
         """
         try:
-            with isolate_rng():  # the detectors draw the same numbers, whenever this is asked
+            with isolated_random():  # the detectors draw the same numbers, whenever this is asked
                 self._medical(0).setup()
         except InputError:
             folders = [self.normal, *self.abnormal, *self.masks, *filter(None, [self.test_normal])]

@@ -12,6 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from anomalib_msacl.data.files import as_list, check_root, find_images
 from anomalib_msacl.data.medmix_split import MedMixSplit
 from anomalib_msacl.errors import InputError, name_some
+from anomalib_msacl.paths import with_home
 
 
 class CheckedFolder(MedMixSplit, Folder):
@@ -43,7 +44,12 @@ class CheckedFolder(MedMixSplit, Folder):
         **kwargs: Any,
     ) -> None:
         """Keep the settings; the class describes them."""
-        super().__init__(name=name, normal_dir=normal_dir, root=root, num_workers=num_workers, **kwargs)
+        super().__init__(
+            name=name, normal_dir=with_home(normal_dir), root=with_home(root), num_workers=num_workers, **kwargs
+        )
+        # Not above: jsonargparse finds the arguments of anomalib's Folder by kwargs that are passed on as they are.
+        for argument in ("abnormal_dir", "normal_test_dir", "mask_dir"):
+            setattr(self, argument, with_home(getattr(self, argument)))
 
     def read_data(self) -> None:
         """Check the folders, then read them as ``Folder`` does."""

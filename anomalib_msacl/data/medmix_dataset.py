@@ -24,6 +24,7 @@ from anomalib_msacl.data.samples import Column
 from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions import MINIMUM_SIDE, MedMix
+from anomalib_msacl.paths import at_home
 
 _FORMAT = 1  # raise when files of an older format must not be reused
 _LARGEST_SIDE = 1024  # of the shorter side: larger images would fill the disk and are reduced by the model anyway
@@ -113,7 +114,7 @@ class MedMixDataset(AnomalibDataset):
         reading = repr(getattr(self.source, "reader", None))
         content = [_FORMAT, settings, repr(self.medmix), files, frames, reading]
         key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
-        return Path(cache) / f"medmix-{key}", None
+        return at_home(cache) / f"medmix-{key}", None
 
     def _write_alone(self, *arguments: Any) -> None:
         """Let one process write, and remove what one that was killed has left."""
@@ -135,9 +136,12 @@ class MedMixDataset(AnomalibDataset):
         try:
             for name in ("lesion", "mask"):
                 (draft / name).mkdir(parents=True)
+            previous = self._original(order[-1])
             for rank, index in enumerate(order[:number]):
-                image = _limited(self._original(index))
-                donor = resize(self._original(order[rank - 1]).as_subclass(Tensor), list(image.shape[-2:]))
+                original = self._original(index)
+                image = _limited(original)
+                donor = resize(previous.as_subclass(Tensor), list(image.shape[-2:]))
+                previous = original  # each is the donor of the next: decoded once
                 batch = torch.stack([_large_enough(image, str(self.source.samples["image_path"][index])), donor])
                 count = torch.tensor([counts[rank % len(counts)], 0])
                 output = self.medmix.synthesize(batch, count, generator)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from anomalib_msacl.data.files import UnreadableError
+from anomalib_msacl.data.inspection import brief
 from anomalib_msacl.medical.image import Array, RawImage
 from anomalib_msacl.medical.window import ALL_OF_8_BITS, Window
 
@@ -36,20 +38,25 @@ def grey_image(stored: Array, dataset: Any, pixels: Any) -> RawImage:
     inverse = dataset.PhotometricInterpretation == "MONOCHROME1" or dataset.get("PresentationLUTShape") == "INVERSE"
     unusable = _settle_window(dataset)
     window = _window(dataset)
-    shown = None
-    if window or span:
-        shown = pixels.apply_voi_lut(values, dataset).astype(np.float32)
-        low, high = _shown_range(dataset, pixels, window, span)
+    padding = _padding(stored, dataset)
+
+    def show() -> Array:
+        try:
+            shown: Array = pixels.apply_voi_lut(values, dataset).astype(np.float32)
+            low, high = _shown_range(dataset, pixels, window, span)
+        except Exception as error:  # a table may be of nearly any kind
+            raise UnreadableError(f"has a window or table that cannot be applied: {brief(error)}") from error
         shown = ((shown - low) / (high - low or 1)).clip(0, 1)
         shown = 1 - shown if inverse else shown
-    padding = _padding(stored, dataset)
-    if shown is not None and padding is not None:
-        shown[padding] = 0
+        if padding is not None:
+            shown[padding] = 0
+        return shown
+
     return RawImage(
         values=values.astype(np.float32),
         kind="dicom",
         range=(span[0], span[-1]) if span else None,
-        shown=shown,
+        show=show if window or span else None,
         window=window or (ALL_OF_8_BITS if int(dataset.BitsStored) <= 8 else ""),
         inverse=inverse,
         padding=padding,

@@ -16,6 +16,7 @@ from anomalib_msacl.medical.datamodule import MedicalDataModule
 from anomalib_msacl.medical.json_list import listed_files
 from anomalib_msacl.medical.kinds import EXTENSIONS, is_image, stem_of
 from anomalib_msacl.medical.table import File
+from anomalib_msacl.paths import with_home
 
 _MASK_ENDINGS = ("", "_mask", "_seg")
 
@@ -61,16 +62,16 @@ class MedicalFolder(MedicalDataModule, Folder):
             raise InputError("set either normal_dir, a folder of normal images, or data_json, a list of all images")
         super().__init__(
             name=name,
-            root=root,
-            normal_dir=normal_dir if normal_dir is not None else image_dir,
-            abnormal_dir=abnormal_dir,
-            normal_test_dir=normal_test_dir,
-            mask_dir=mask_dir,
+            root=with_home(root),
+            normal_dir=with_home(normal_dir if normal_dir is not None else image_dir),
+            abnormal_dir=with_home(abnormal_dir),
+            normal_test_dir=with_home(normal_test_dir),
+            mask_dir=with_home(mask_dir),
             extensions=tuple(extensions) if extensions else None,
             **kwargs,
         )
-        self.data_json = data_json
-        self.image_dir = image_dir
+        self.data_json = with_home(data_json)
+        self.image_dir = with_home(image_dir)
 
     @property
     def folder(self) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ class RawImage:
         kind: Kind of file.
         range: Lowest and highest value that the file's type can hold, in the unit of ``values``; None where that says
             nothing, as for floating point numbers.
-        shown: What the DICOM file asks to be displayed, in [0, 1], shape ``(H, W)``; None for other files.
+        show: Computes ``shown``; None where a file does not say what is displayed.
         window: Names the window or table that ``shown`` follows; empty where the DICOM file has none.
         inverse: Low values are bright (MONOCHROME1, MinIsWhite).
         padding: True where there is no image, shape ``(H, W)``; None if the file names no such value.
@@ -32,11 +34,20 @@ class RawImage:
     values: Array
     kind: Kind
     range: tuple[float, float] | None = None
-    shown: Array | None = None
+    show: Callable[[], Array] | None = field(default=None, repr=False)
     window: str = ""
     inverse: bool = False
     padding: Array | None = None
     unusable: str = ""
+
+    @cached_property
+    def shown(self) -> Array | None:
+        """What the DICOM file asks to be displayed, in [0, 1], shape ``(H, W)``; None for other files.
+
+        Raises:
+            UnreadableError: If its window or table cannot be applied.
+        """
+        return self.show() if self.show else None
 
     @property
     def colour(self) -> bool:

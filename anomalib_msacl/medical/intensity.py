@@ -25,6 +25,7 @@ class Sample:
 
     Attributes:
         levels: Some of its grey values, inverted where low ones are bright, shape ``(N,)``; none for colour images.
+            Whole numbers take two bytes each where they fit, as a set of volumes has a sample for each slice.
         lowest: The lowest of all values, as stored.
         highest: The highest of them.
         middle: The median of those above the lowest, which is often a black background; the lowest where none are.
@@ -46,8 +47,14 @@ class Sample:
     unusable: str = ""
 
     @classmethod
-    def of(cls, image: RawImage) -> Sample:
-        """Take values of an image, evenly spaced, padding left out."""
+    def of(cls, image: RawImage, own_window: bool = True) -> Sample:
+        """Take values of an image, evenly spaced, padding left out.
+
+        Args:
+            image: The image.
+            own_window: Whether it may be shown by a window that files name, as :attr:`Intensity.own_window`; else that
+                window is not looked at.
+        """
         empty: Array = np.zeros(0, dtype=np.float32)
         inside = image.levels if image.padding is None else image.levels[~image.padding]
         row = image.values[0].size if image.padding is None else int((~image.padding).sum(axis=1).max())
@@ -55,14 +62,14 @@ class Sample:
         stored = _spaced(image.values, image.values[0].size)
         above = stored[stored > lowest]
         return cls(
-            levels=empty if image.colour else _spaced(inside, row),
+            levels=empty if image.colour else _packed(_spaced(inside, row)),
             lowest=lowest,
             highest=float(image.values.max()),
             middle=float(np.median(above)) if above.size else lowest,
             window=image.window,
             kind=image.kind,
             range=image.range,
-            shows_nothing=image.shown is not None and bool(np.ptp(image.shown) == 0),
+            shows_nothing=own_window and image.shown is not None and bool(np.ptp(image.shown) == 0),
             unusable=image.unusable,
         )
 
@@ -292,6 +299,13 @@ def _spaced(values: Array, row: int) -> Array:
     return values.ravel()[::step].copy()  # a view would keep all of the image in memory
 
 
+def _packed(values: Array) -> Array:
+    """Return the same values in two bytes each where they are whole numbers that fit."""
+    with np.errstate(invalid="ignore"):  # NaN and values that are too large do not come out again
+        packed = values.astype(np.int16)
+    return packed if np.array_equal(packed, values) else values
+
+
 def _columns(step: int, row: int) -> int:
     """Return how many columns every n-th value comes from."""
     return row // math.gcd(step, row)
@@ -319,5 +333,6 @@ def _percentiles(samples: Sequence[Sample], limits: tuple[float, float]) -> tupl
     """Return two percentiles of the values of all samples together, None where there are none."""
     if not samples:
         return None
-    low, high = np.percentile(np.concatenate([sample.levels for sample in samples]), limits)
+    levels = np.concatenate([sample.levels for sample in samples], dtype=np.float32)
+    low, high = np.percentile(levels, limits, overwrite_input=True)  # saves a copy of all of them
     return float(low), float(high)

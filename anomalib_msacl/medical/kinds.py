@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from anomalib_msacl.errors import InputError
@@ -31,12 +33,19 @@ def kind_of(path: Path) -> Kind:
 def has_dicom_prefix(path: Path) -> bool:
     """Say whether a regular file has the prefix that DICOM files carry; many have no extension."""
     try:
-        if not path.is_file():  # a pipe would wait for ever
-            return False
-        with path.open("rb") as file:
-            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
+        status = path.stat()
+        # A pipe would wait for ever.
+        return stat.S_ISREG(status.st_mode) and _begins_as_dicom(str(path), status.st_mtime_ns, status.st_size)
     except OSError:
         return False
+
+
+@lru_cache(maxsize=2**16)  # each step that looks for files, or reads one, asks anew
+def _begins_as_dicom(path: str, modified: int, size: int) -> bool:
+    """Read the prefix; ``modified`` and ``size`` keep a changed file from being taken for the old one."""
+    del modified, size
+    with Path(path).open("rb") as file:
+        return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
 
 
 def is_image(path: Path, folder: Path, extensions: Sequence[str] | None = None) -> bool:

@@ -212,7 +212,7 @@ class ImageReader:
             digest = hashlib.sha256(f"{image.values.shape}".encode())
             digest.update(np.ascontiguousarray(image.values).data)
             pixels.append(digest.hexdigest())
-            samples.append(Sample.of(image))
+            samples.append(Sample.of(image, self.intensity.own_window))
         return Contents(
             path=str(path),
             sha256=hashlib.sha256(read_bytes(path)).hexdigest(),

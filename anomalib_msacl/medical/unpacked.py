@@ -15,6 +15,10 @@ from anomalib_msacl.data.scratch import ScratchFolder
 logger = logging.getLogger(__name__)
 
 _ROOM = 2**30  # bytes that stay free on the disk
+_BROKEN = (EOFError, zlib.error, gzip.BadGzipFile)  # what a file raises that is cut off, damaged or of another kind
+_PACKS = 1100  # gzip packs about 1030 bytes into one at best
+_MOUNTS = Path("/proc/self/mounts")  # of Linux
+_MEMORY = {"tmpfs", "ramfs"}
 
 
 class UnpackedVolumes:
@@ -27,7 +31,8 @@ class UnpackedVolumes:
 
     def __init__(self) -> None:
         self.folder = ScratchFolder("volumes")
-        self._given_up = False
+        self._left: set[str] = set()  # files of which no copy can be made
+        self._told = False
 
     def path_of(self, path: str) -> str:
         """Return the copy of a compressed volume, or the path itself of any other file and where no copy can be made.
@@ -35,32 +40,69 @@ class UnpackedVolumes:
         Args:
             path: A file of any kind.
         """
-        if self._given_up or not path.lower().endswith(".nii.gz"):
+        if path in self._left or not path.lower().endswith(".nii.gz"):
             return path
         copy = self.folder.path / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.nii"
         if copy.is_file():
             return str(copy)
         try:
-            _check_room(self.folder.path, path)
+            _check_room(self.folder.path, _length(path))
             _unpack(path, copy)
-        except (OSError, EOFError, zlib.error) as error:  # a broken file is told by who reads it
-            self._given_up = True
+        except _BROKEN as error:  # who reads it tells what is wrong, or finds that its slices are whole
+            logger.warning(
+                "%s cannot be unpacked (%s), so its slices are read from the compressed file, which takes longer; "
+                "compress it anew.",
+                *(path, error),
+            )
+        except OSError as error:
+            self._tell(path, error)
+        else:
+            return str(copy)
+        self._left.add(path)
+        return path
+
+    def _tell(self, path: str, error: OSError) -> None:
+        """Warn once that files stay compressed: a later one may be small enough."""
+        if not self._told:
             logger.warning(
                 "%s cannot be unpacked into %s (%s), so slices are read from compressed files, which takes longer; set "
-                "TMPDIR to a folder with room for all volumes.",
-                path,
-                self.folder.path,
-                error,
+                "TMPDIR to a folder on a disk with room for all volumes.",
+                *(path, self.folder.path, error),
             )
-            return path
-        return str(copy)
+        self._told = True
 
 
-def _check_room(folder: Path, path: str) -> None:
-    """Raise :class:`OSError` where a file, unpacked, would leave too little room."""
+def in_memory(folder: Path) -> bool:
+    """Return whether a folder lies on a disk that is memory, which volumes would fill; false where nothing says so."""
+    try:
+        lines = [line.split() for line in _MOUNTS.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return False
+    # Of two file systems at one place the later one is seen.
+    kinds = {Path(point.replace(r"\040", " ")): kind for _, point, kind, *_ in lines}
+    inside = [point for point in kinds if folder.resolve().is_relative_to(point)]
+    return bool(inside) and kinds[max(inside, key=lambda point: len(point.parts))] in _MEMORY
+
+
+def _length(path: str) -> int:
+    """Return how long a file is when it is unpacked, as it says itself.
+
+    Raises:
+        BadGzipFile: If it cannot be so long.
+    """
     with Path(path).open("rb") as file:
-        file.seek(-4, os.SEEK_END)  # gzip keeps the length of the content there, up to multiples of 4 GiB
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4))  # gzip keeps the length of the content there, up to multiples of 4 GiB
         length = int.from_bytes(file.read(), "little")
+    if length > _PACKS * size:
+        raise gzip.BadGzipFile("it is cut off, or something stands behind its end")
+    return length
+
+
+def _check_room(folder: Path, length: int) -> None:
+    """Raise :class:`OSError` where a file of a length would leave too little room, or would fill the memory."""
+    if in_memory(folder):
+        raise OSError("which lies in memory")
     if shutil.disk_usage(folder).free < length + _ROOM:
         raise OSError("there is not enough room")
 

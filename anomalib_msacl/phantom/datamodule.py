@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import Transform
 
 from anomalib_msacl.data.medmix_split import MedMixSplit
 from anomalib_msacl.errors import InputError, name_some
+from anomalib_msacl.paths import at_home
 from anomalib_msacl.phantom.rendering import ANATOMIES, MASK_FOLDER, Settings, render_set
 
 _OURS = re.compile(rf"({'|'.join(ANATOMIES)})-[0-9a-f]{{10}}")  # name of a rendered set
@@ -74,7 +75,7 @@ class Phantom(MedMixSplit, Folder):
         self.settings = Settings(kind, image_size, train_images, test_images, seed)
         super().__init__(
             name=f"phantom_{kind}",
-            root=Path(root) / f"{kind}-{self.settings.key}",
+            root=at_home(root) / f"{kind}-{self.settings.key}",
             normal_dir="train/good",
             normal_test_dir="test/good",
             abnormal_dir="test/lesion",

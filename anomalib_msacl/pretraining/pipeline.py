@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from anomalib_msacl import distributed
@@ -25,6 +24,7 @@ from anomalib_msacl.backbone.encoder import evaluating
 from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.tensors import StateDict, copy_of, same
 from anomalib_msacl.backbone.whitening import deviation
+from anomalib_msacl.compat import isolated_random
 from anomalib_msacl.pretraining.checkpoints import STATE, Checkpoints, tell_stopped
 from anomalib_msacl.pretraining.choice import UNTOUCHED, WHITENED, Choice, is_due, step_name
 from anomalib_msacl.pretraining.images import NormalImages
@@ -90,7 +90,7 @@ def pretrain(
     check_thawed(encoder, recipe)
     trainer = trainer or make_trainer(recipe)
     check_trainer(trainer, recipe)
-    with isolate_rng(), whole_bar(trainer):
+    with isolated_random(), whole_bar(trainer):
         torch.manual_seed(distributed.seed_of_process(recipe.seed))
         if recipe.max_steps or recipe.whitening.alone:
             run.to(trainer.strategy.root_device)
@@ -208,7 +208,7 @@ class Pretraining:
             return
         names = whiten(self.encoder, images.batches(settings.images, self.device), settings.std)
         if not names:
-            with isolate_rng():
+            with isolated_random():
                 std = deviation(self.encoder, images.batches(settings.images, self.device))
             # The weights that are saved are brought from this deviation to the one asked for.
             self._provenance = replace(self._provenance, feature_std=std)

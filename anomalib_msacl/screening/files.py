@@ -85,7 +85,7 @@ class FileReader:
         with plain_words():
             image = reader.decoded(path, frame or 0)
             check_finite(image.values)
-            sample = Sample.of(image)
+            sample = Sample.of(image, reader.intensity.own_window)
             if sample.lowest == sample.highest:
                 raise UnreadableError("is of one value throughout, as black images are")
             if reason := self._unknown(image, sample):

@@ -75,7 +75,7 @@ class Screening:
             map_name = self._save_map(source, frame, image, scored)
         except OutputError:
             raise
-        except InputError as error:  # DICOM files that nothing can refer to
+        except (InputError, UnreadableError) as error:  # DICOM files that nothing can refer to, or show
             trouble = str(error)
         return Row(
             file=str(source.path),

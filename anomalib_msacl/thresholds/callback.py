@@ -108,7 +108,8 @@ class NormalsThreshold(Callback):
         self._held_out: HeldOut | None = None
         self._folds: list[Fold] = []
         self._datamodule: AnomalibDataModule | None = None
-        self._stale = True
+        self.stale = True
+        """Whether the model may have changed since the thresholds were set; whoever changes it says so here."""
         self._incoming: list[tuple[str, float, int | None]] = []
         self._patients: list[list[str]] | None = None
 
@@ -155,7 +156,7 @@ class NormalsThreshold(Callback):
                 f"NormalsThreshold needs an image datamodule of anomalib, but got {type(datamodule).__name__}: pass "
                 "datamodule=... to the engine"
             )
-        self._stale = True
+        self.stale = True
         self._datamodule, self.calibration = datamodule, {}
         if self.folds is not None:
             check_folds(trainer)
@@ -177,12 +178,12 @@ class NormalsThreshold(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take note that the model will change."""
         del trainer, pl_module, batch, batch_idx
-        self._stale = True
+        self.stale = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note that anomalib will set its own thresholds; a memory bank is filled here, too."""
         del trainer, pl_module
-        self._stale = True
+        self.stale = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the thresholds after anomalib has, and before a checkpoint is saved."""
@@ -194,7 +195,7 @@ class NormalsThreshold(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """See that a checkpoint has the thresholds of its own weights, and keep the scores that they come from."""
         self._apply(trainer, pl_module)
-        if self.calibration and not self._stale:
+        if self.calibration and not self.stale:
             state = checkpoint["state_dict"]
             buffers = cast("PostProcessor", pl_module.post_processor).state_dict(prefix="post_processor.")
             state.update({name: value for name, value in buffers.items() if name in state})
@@ -218,7 +219,7 @@ class NormalsThreshold(Callback):
 
     def _tell(self, pl_module: LightningModule) -> None:
         """Log what is promised, or that nothing is."""
-        if self.calibration and not self._stale:
+        if self.calibration and not self.stale:
             logger.info("NormalsThreshold: %s", self.promise())
         else:
             logger.warning(
@@ -257,7 +258,7 @@ class NormalsThreshold(Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the held-out images where the model may have changed, and set the thresholds."""
-        if not self._stale:
+        if not self.stale:
             return
         if (self._held_out is not None or self._folds) and not _is_fitted(pl_module):
             return
@@ -270,7 +271,7 @@ class NormalsThreshold(Callback):
         for kind, scores in self.calibration.items():
             rank = conformal_rank(len(scores), 1 - self.specificity, self.confidence)
             set_threshold(trainer, pl_module, kind, scores, rank)
-        self._stale = False
+        self.stale = False
 
     # ------------------------------------------------------------------------------------------ incoming images
 

@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from anomalib.data import AnomalibDataModule
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 
-from anomalib_msacl.compat import inner_trainer
+from anomalib_msacl.compat import inner_trainer, isolated_random
 from anomalib_msacl.data.held_out import Fold
 from anomalib_msacl.data.scratch import ScratchFolder
 from anomalib_msacl.errors import InputError, first_line
@@ -50,7 +49,7 @@ def scores_of_folds(
         )
         model = copy.deepcopy(blank)
         # Each fit begins with the random numbers that the fit of the model itself begins with.
-        with inner_trainer(), isolate_rng():
+        with inner_trainer(), isolated_random():
             inner = _trainer_like(trainer, pl_module)
             inner.fit(model, datamodule=_without(datamodule, fold))
         for kind, scores in held_out_scores(inner, model.to(pl_module.device), datamodule, fold.held_out).items():

@@ -13,11 +13,10 @@ from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.models.components import AnomalibModule
 from anomalib.post_processing import PostProcessor
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from anomalib_msacl.compat import use_test_augmentations
+from anomalib_msacl.compat import isolated_random, use_test_augmentations
 from anomalib_msacl.data.held_out import HeldOut
 from anomalib_msacl.errors import InputError
 
@@ -106,7 +105,7 @@ def _scored(
     )
     precision = trainer.precision_plugin
     # Loaders draw from the global generator: what is trained must not depend on whether anyone looks.
-    with isolate_rng(), _evaluating(model), torch.no_grad():
+    with isolated_random(), _evaluating(model), torch.no_grad():
         for index, loaded in enumerate(loader):
             batch = precision.convert_input(model.transfer_batch_to_device(loaded, model.device, 0))
             if isinstance(model.pre_processor, Callback):

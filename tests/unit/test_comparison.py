@@ -414,6 +414,29 @@ def test_a_comparison_is_not_written_over_that_of_another_command(
     assert (tmp_path / "out" / "comparison.md").read_text() == before
 
 
+def test_a_comparison_is_not_written_over_by_one_of_an_edited_configuration(
+    phantom_root: Path,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (root,) = phantom_root.iterdir()
+    (trial,) = trials(0, 1, seeds=1)
+    monkeypatch.setattr("anomalib_msacl.comparison.run_trials", lambda *_: iter([trial]))
+    command = ["compare", str(root), "--models", str(config), "--out", str(tmp_path / "out")]
+    main(command)
+    before, content = (tmp_path / "out" / "comparison.md").read_text(), config.read_text()
+    config.write_text(f"# A comment, and data, which are not used.\ndata: other\n{content}")
+    main(command)
+    assert (tmp_path / "out" / "comparison.md").read_text() == before
+    config.write_text(content.replace("n_features: 10", "n_features: 11"))
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "this command with other configurations made it; set --out to another folder" in capsys.readouterr().err
+    assert (tmp_path / "out" / "comparison.md").read_text() == before
+
+
 def test_a_kind_of_defect_without_masks_is_named(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

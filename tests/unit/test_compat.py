@@ -32,6 +32,7 @@ from anomalib_msacl.compat import (
     exporting_with,
     is_attached,
     is_stopping,
+    isolated_random,
     one_results_folder,
     position_embeddings_without_antialiasing,
     saves_as_before,
@@ -47,6 +48,19 @@ def test_batch_norm_is_the_base_of_all_dimensions() -> None:
     """Without it, frozen statistics would move, and whitening would not find the scales that it folds."""
     assert all(isinstance(norm(2), BatchNorm) for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
     assert not isinstance(nn.LayerNorm(2), BatchNorm)
+
+
+def test_random_numbers_are_restored_after_an_error_too() -> None:
+    """Lightning's own context manager ends where the error was raised."""
+
+    def fail() -> None:
+        torch.rand(1)
+        raise ZeroDivisionError
+
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), isolated_random():
+        fail()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_transformers_resample_their_position_embeddings_through_the_name_that_is_replaced() -> None:

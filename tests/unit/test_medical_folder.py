@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import logging
 import re
@@ -110,6 +112,29 @@ def test_files_of_all_kinds_stand_side_by_side(tmp_path):
     for item in folder.train_data:
         assert item.image.shape == (3, 64, 64)
         assert 0 <= item.image.min() < item.image.max() <= 1
+
+
+def test_files_without_an_ending_are_opened_once_more_than_others(tmp_path, monkeypatch):
+    """For the first bytes, which say that they are DICOM; all steps of a setup share what was read."""
+    opened = []
+    for module, original in ((builtins, builtins.open), (io, io.open)):
+
+        def watched(file, *given, original=original, **options):
+            opened.append(str(file))
+            return original(file, *given, **options)
+
+        monkeypatch.setattr(module, "open", watched)
+    times = {}
+    for ending in ("", ".dcm"):
+        root = tmp_path / f"all{ending}"
+        paths = [root / f"good/{index}{ending}" for index in range(20)]
+        for index, path in enumerate(paths):
+            write_dicom(path, tissue(index))
+        opened.clear()
+        options = {"patient_tag": "PatientID", "val_split_mode": "none", "test_split_mode": "none"}
+        MedicalFolder("mine", root, "good", **options).setup()
+        times[ending] = {opened.count(str(path)) for path in paths}
+    assert times[""] == {number + 1 for number in times[".dcm"]}
 
 
 def test_slices_with_and_without_a_lesion(tmp_path):

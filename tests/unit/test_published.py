@@ -59,6 +59,20 @@ def test_hyper_kvasir(kvasir):
         HyperKvasir(kvasir, train_normal=7, test_normal=4).setup()
 
 
+def test_hyper_kvasir_pairs_masks_by_their_place(kvasir):
+    """Two sites of one layout, say, with files of one name."""
+    for index, site in enumerate(("a", "b")):
+        write(kvasir / f"segmented-images/images/{site}/s0.jpg", 60 + index)
+        write(kvasir / f"segmented-images/masks/{site}/s0.jpg", 0, mask=True)
+    data = HyperKvasir(kvasir, train_normal=7, test_normal=4)
+    pairs = [(file.path, file.mask) for file in data.list_files() if file.mask]
+    assert len(pairs) == 5
+    assert all(str(mask) == str(image).replace("-images/images", "-images/masks") for image, mask in pairs)
+    write(kvasir / "segmented-images/images/b/s0.png", 70)
+    with pytest.raises(InputError, match=r"b/s0\.jpg and s0\.png have one name, by which images and masks pair up"):
+        data.list_files()
+
+
 def test_the_seed_decides_the_split(kvasir):
     def names(seed):
         data = HyperKvasir(kvasir, train_normal=6, test_normal=4, seed=seed, val_split_mode="none")

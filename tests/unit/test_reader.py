@@ -23,7 +23,7 @@ from anomalib_msacl.data.depth import deep_files
 from anomalib_msacl.data.files import UnreadableError
 from anomalib_msacl.medical.dicom import read_dicom
 from anomalib_msacl.medical.image import RawImage
-from anomalib_msacl.medical.intensity import Sample
+from anomalib_msacl.medical.intensity import Intensity, Sample
 from anomalib_msacl.medical.raster import read_raster
 from tests.medical_files import LOSSLESS, change_dicom, tissue, write_dicom, write_nifti
 
@@ -193,6 +193,24 @@ def test_percentiles_are_those_of_all_columns(size, padded):
     for percentile in (0.1, 25, 50, 75, 99.9):
         assert np.percentile(sample.levels, percentile) == pytest.approx(np.percentile(values, percentile), abs=50)
     assert sample.middle == pytest.approx(np.median(image.values), abs=60)
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_samples_of_whole_numbers_take_two_bytes_each_and_give_the_same_percentiles(others):
+    random = np.random.default_rng(0)
+    pictures = [random.integers(-1024, 3000, (100, 100)).astype(np.float32) for _ in range(5)]
+    if others:  # too large, not whole
+        pictures += [pictures[0] * 100, pictures[1] + 0.25]
+    samples = [Sample.of(RawImage(picture, "nifti")) for picture in pictures]
+    levels = [picture.ravel()[::6] for picture in pictures]
+    assert [sample.levels.nbytes for sample in samples] == [2 * len(levels[0])] * 5 + [4 * len(levels[0])] * 2 * others
+    for sample, expected in zip(samples, levels, strict=True):
+        assert np.array_equal(sample.levels, expected)
+    for limits in ((0.1, 99.9), (0, 100), (33, 77.7)):
+        rule = Intensity.of({"percentile": limits}).fitted(samples)
+        assert rule.window == tuple(map(float, np.percentile(np.concatenate(levels), limits)))
+    broken = Sample.of(RawImage(np.where(pictures[0] > 0, pictures[0], np.nan).astype(np.float32), "nifti"))
+    assert np.isnan(broken.levels).any()
 
 
 @pytest.mark.parametrize("size", [28, 64, 128, 224, 256, 320, 512, 1024, 2048])

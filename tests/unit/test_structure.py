@@ -15,8 +15,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "anomalib_msacl"
 # From the ground up; a module imports only from those before it.
-ORDER = ["lazy", "errors", "compat", "distributed", "lesions", "recipe", "backbone", "transfer", "data", "medical"]
-ORDER += ["phantom", "metrics", "thresholds", "pretraining", "detectors", "checkpoints", "screening", "export"]
+ORDER = ["lazy", "errors", "paths", "compat", "distributed", "lesions", "recipe", "backbone", "transfer", "data"]
+ORDER += [
+    "medical",
+    "phantom",
+    "metrics",
+    "thresholds",
+    "pretraining",
+    "detectors",
+    "checkpoints",
+    "screening",
+    "export",
+]
 ORDER += ["callback", "demo", "comparison", "report", "scores", "anomalib_cli", "cli"]
 
 

@@ -61,6 +61,16 @@ def test_the_seed_decides_everything(data):
     assert not torch.equal(images, content(4)[0])
 
 
+def test_each_image_is_decoded_once_for_the_lesions(data, monkeypatch):
+    read, kind = [], type(data.train_data)
+    original = kind.__getitem__
+    monkeypatch.setattr(kind, "__getitem__", lambda dataset, index: read.append(index) or original(dataset, index))
+    dataset = MedMixDataset(data.train_data)
+    lesions = dataset.samples["source_index"][dataset.samples["label_index"] == 1]
+    assert len(read) == len(set(read)) == len(lesions) + 1  # the first one, too, has a donor
+    assert set(lesions) < set(read)
+
+
 def test_temporary_files_go_with_the_last_copy(data):
     dataset = MedMixDataset(data.train_data)
     folder = dataset.folder

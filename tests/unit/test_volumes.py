@@ -22,7 +22,9 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff
 from anomalib_msacl import InputError
 from anomalib_msacl.data import MedicalFolder, Slices
 from anomalib_msacl.data.files import UnreadableError
+from anomalib_msacl.medical import unpacked
 from anomalib_msacl.medical.nifti import nifti_slices, read_nifti
+from anomalib_msacl.medical.unpacked import in_memory
 from tests.medical_files import write_nifti
 
 SHAPE = (12, 10, 7)
@@ -99,6 +101,14 @@ def test_volumes_of_colours_and_of_no_orientation_are_told(tmp_path):
 # Training asks for slices in any order
 
 
+@pytest.fixture(autouse=True)
+def _on_a_disk(tmp_path, monkeypatch):
+    """Wherever the folder for temporary files of this machine lies."""
+    mounts = tmp_path.with_name(f"{tmp_path.name}-mounts")
+    mounts.write_text("/dev/sda / ext4 rw 0 0\n")
+    monkeypatch.setattr(unpacked, "_MOUNTS", mounts)
+
+
 def folder(root: Path) -> MedicalFolder:
     for index in range(6):
         save(root / f"train/{index}.nii.gz", seed=index)
@@ -153,6 +163,56 @@ def test_without_room_slices_are_read_from_the_compressed_files(tmp_path, monkey
     for item in items:
         assert torch.equal(item.image, data.reader.read(item.file, item.frame))
     assert not list(data.train_data.volumes.folder.path.iterdir())
+
+
+@pytest.mark.parametrize("end", [b"behind", b"\xff\xff\xff\xff"])
+def test_a_broken_volume_stays_as_it_is_and_the_others_are_unpacked(tmp_path, opened, caplog, end):
+    """Its slices are whole: something stands behind them, which the unpacking asks for once, or takes for a length."""
+    data = folder(tmp_path)
+    with (tmp_path / "train/2.nii.gz").open("ab") as file:
+        file.write(end)
+    opened.clear()
+    with caplog.at_level(logging.WARNING):
+        items = [data.train_data[index] for index in range(len(data.train_data))]
+    for item in items:
+        assert torch.equal(item.image, data.reader.read(item.file, item.frame))
+    assert len(list(data.train_data.volumes.folder.path.iterdir())) == 5
+    assert caplog.text.count("2.nii.gz cannot be unpacked (") == caplog.text.count("cannot be unpacked") == 1
+
+
+def test_a_volume_for_which_there_is_no_room_does_not_keep_smaller_ones_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacked, "_length", lambda path: 2**40 if path.endswith("0.nii.gz") else 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("usage", "free")(2**31))
+    data = folder(tmp_path)
+    for index in range(len(data.train_data)):
+        data.train_data[index]
+    assert len(list(data.train_data.volumes.folder.path.iterdir())) == 5
+
+
+def test_nothing_is_unpacked_into_memory(tmp_path, monkeypatch, caplog):
+    data = folder(tmp_path)
+    unpacked._MOUNTS.write_text(
+        f"/dev/sda / ext4 rw 0 0\ntmpfs {data.train_data.volumes.folder.path.parent} tmpfs 0 0\n"
+    )
+    with caplog.at_level(logging.WARNING):
+        item = data.train_data[3]
+    assert torch.equal(item.image, data.reader.read(item.file, item.frame))
+    assert "(which lies in memory), so slices are read from compressed files" in caplog.text
+    assert not list(data.train_data.volumes.folder.path.iterdir())
+
+
+def test_the_nearest_mount_says_whether_a_folder_lies_in_memory(tmp_path):
+    lines = [
+        "/dev/sda / ext4 rw 0 0",
+        "tmpfs /tmp tmpfs rw 0 0",
+        r"/dev/sdb /tmp/a\040disk xfs rw 0 0",
+        "a /b ext4 0 0",
+    ]
+    unpacked._MOUNTS.write_text("\n".join([*lines, "ramfs /b ramfs 0 0"]))
+    folders = {"/tmp/x": True, "/tmp": True, "/tmp/a disk/x": False, "/tmpx": False, "/home": False, "/b/c": True}
+    assert {name: in_memory(Path(name)) for name in folders} == folders
+    unpacked._MOUNTS.unlink()
+    assert not in_memory(tmp_path)
 
 
 def test_a_volume_that_breaks_after_the_check_is_named(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom.pixels
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
@@ -39,6 +40,31 @@ def fitted(*paths: Path, intensity: Any = "auto") -> ImageReader:
     reader = ImageReader.of(intensity)
     reader.fit([reader.inspect(str(path)) for path in paths])
     return reader
+
+
+@pytest.mark.parametrize(
+    ("intensity", "asked"), [("dicom", 1), ({"window": [900, 1500]}, 0), ({"percentile": [0, 99]}, 0)]
+)
+def test_what_a_file_asks_to_be_displayed_is_computed_where_the_rule_shows_it(tmp_path, monkeypatch, intensity, asked):
+    calls, apply = [], pydicom.pixels.apply_voi_lut
+    monkeypatch.setattr(pydicom.pixels, "apply_voi_lut", lambda *given: calls.append(given[0].shape) or apply(*given))
+    path = write_dicom(tmp_path / "a.dcm", tissue(0), **COMMON)
+    reader = ImageReader.of(intensity)
+    contents = reader.inspect(str(path))
+    assert calls.count((64, 64)) == asked
+    reader.fit([contents])
+    reader.read_array(path)
+    assert calls.count((64, 64)) == 2 * asked
+
+
+def test_a_table_that_cannot_be_applied_matters_only_where_it_is_shown(tmp_path):
+    short = table(np.zeros(4096))
+    short[0].LUTData = b"\0\0"
+    path = write_dicom(tmp_path / "a.dcm", tissue(0), VOILUTSequence=short)
+    assert "has a window or table that cannot be applied" in ImageReader.of("dicom").inspect(str(path)).problem
+    reader = ImageReader.of({"window": [900, 1500]})
+    assert not reader.inspect(str(path)).problem
+    assert np.allclose(reader.read_array(path)[0], (tissue(0) - 900.0) / 600, atol=1e-6)
 
 
 def folder(root: Path, **changes: Any) -> MedicalFolder:

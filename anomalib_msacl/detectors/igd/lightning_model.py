@@ -13,20 +13,20 @@ from anomalib.models.components.base import AnomalibModule
 from anomalib.visualization import Visualizer
 from torch import nn
 
-from anomalib_msacl.backbone.sources import timm_name
+from anomalib_msacl.backbone.sources import at_its_place, timm_name
 from anomalib_msacl.compat import before_saving, is_attached, saves_as_before
+from anomalib_msacl.detectors.guest import Guest
 from anomalib_msacl.detectors.igd.checks import check_fit, check_numbers, check_sizes, normalisation_of, size_of
 from anomalib_msacl.detectors.igd.torch_model import IgdModel
 from anomalib_msacl.detectors.igd.training import IgdTraining, total_steps
 from anomalib_msacl.detectors.settings import check_switches
-from anomalib_msacl.detectors.telling import TellsErrors
 from anomalib_msacl.pretraining.images import normal_of
 from anomalib_msacl.transfer import check_layers
 
 _STATE = "igd_training"  # entry of a checkpoint
 
 
-class Igd(TellsErrors, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
+class Igd(Guest, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
     """IGD (Chen, Tian, Pang, Carneiro, AAAI 2022, arXiv 2101.10043): Interpolated Gaussian Descriptor.
 
     An image is scored by how far its descriptor lies from those of normal images and by how badly it is reconstructed
@@ -85,6 +85,7 @@ class Igd(TellsErrors, AnomalibModule):  # type: ignore[misc]  # the bases of An
         numbers = {"dim": dim, "width": width, "patches": patches, "patch_size": patch_size, "seed": seed}
         numbers |= {"patch_stride": patch_stride, "update_every": update_every, "evaluations": evaluations}
         check_numbers(learning_rate, **numbers)
+        backbone = at_its_place(backbone)
         check_layers(backbone, layers)
         self.architecture = timm_name(backbone)
         size = size_of(image_size)
@@ -152,6 +153,14 @@ class Igd(TellsErrors, AnomalibModule):  # type: ignore[misc]  # the bases of An
     def on_train_end(self) -> None:
         """Choose all the same where training has ended unexpectedly."""
         self.training_run.choose(self)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the thresholds of a stage, after the post-processor has set them and before a checkpoint is saved."""
+        self.training_run.end_validation(self)
+
+    def on_fit_end(self) -> None:
+        """Tell where there is no threshold."""
+        self.training_run.thresholds.tell_missing(self, self.training_run.choice.kept)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> ImageBatch:  # type: ignore[override]  # as in anomalib
         """Score a batch."""

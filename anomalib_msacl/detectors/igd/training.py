@@ -19,6 +19,7 @@ from anomalib_msacl.detectors.igd.autoencoder import Autoencoder
 from anomalib_msacl.detectors.igd.checks import check_finite, tell_collapse, tell_dead_critic
 from anomalib_msacl.detectors.igd.held_out import HeldOutImages, unit_images
 from anomalib_msacl.detectors.igd.losses import LARGEST_SHARE
+from anomalib_msacl.detectors.igd.thresholds import StageThresholds
 from anomalib_msacl.detectors.igd.torch_model import IgdModel
 from anomalib_msacl.pretraining.choice import Choice
 from anomalib_msacl.recipe import Recipe
@@ -41,6 +42,10 @@ class IgdTraining:
         update_every: Epochs between two estimates of centre and deviation.
         evaluations: Stages that are compared on held-out images.
         seed: Of everything that is drawn.
+
+    Attributes:
+        choice: Of a stage.
+        thresholds: Those of each stage.
     """
 
     def __init__(
@@ -48,10 +53,10 @@ class IgdTraining:
     ) -> None:
         self.model, self.patches, self.flip = model, patches, flip
         self.update_every, self.evaluations, self.seed = update_every, evaluations, seed
-        self.choice = Choice("Igd")
+        self.choice, self.thresholds = Choice("Igd"), StageThresholds()
         self._first_epoch = 0
         self._epoch, self._compared = 0, -1  # the present one, from 1; number of the step that was compared last
-        self._decided = False
+        self._stage, self._decided = "", False  # name of the stage that was compared last
         self._spread: dict[str, list[Tensor]] = defaultdict(list)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +80,8 @@ class IgdTraining:
         """Collect the held-out images; without any, the last stage is kept."""
         self._decided, self._compared = False, -1
         if not module.current_epoch and module.trainer.ckpt_path is None:
-            self.choice = Choice("Igd")  # what an earlier fit of the same model has left does not count
+            # What an earlier fit of the same model has left does not count.
+            self.choice, self.thresholds = Choice("Igd"), StageThresholds()
         datamodule: Any = getattr(module.trainer, "datamodule", None)
         if not self.evaluations or not hasattr(datamodule, "val_data"):
             return
@@ -166,6 +172,11 @@ class IgdTraining:
         if last:
             self.choose(module)
 
+    def end_validation(self, module: AnomalibModule) -> None:
+        """Keep the thresholds of a stage that was compared."""
+        present = self._stage if self._compared == module.global_step else None
+        self.thresholds.keep(module, self.choice.kept if self._decided else present)
+
     def choose_where_over(self, module: AnomalibModule) -> None:
         """Choose after the last step, or where training was told to stop: before a checkpoint is saved."""
         if is_over(module.trainer):
@@ -184,22 +195,24 @@ class IgdTraining:
         chosen = self.choice.decide(last, self._weights())
         if self.choice.kept != last:
             self.model.load_state_dict(chosen, strict=False)  # a frozen encoder is not among them
+            self.thresholds.restore(module, str(self.choice.kept))
         logger.info(self.choice.verdict())
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain data and tensors, so that a resumed run goes on choosing."""
-        return self.choice.state_dict()
+        return {**self.choice.state_dict(), "thresholds": self.thresholds.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], epoch: int) -> None:
         """Restore what :meth:`state_dict` returned, before the run goes on with an epoch."""
         self.choice.load_state_dict(state)
+        self.thresholds.load_state_dict(state.get("thresholds", {}))  # version 0.2.0 kept none
         self._first_epoch = epoch
 
     def _compare(self, module: AnomalibModule) -> str:
         """Compare the present stage, and return its name."""
-        name, self._compared = f"epoch {self._epoch}", module.global_step
-        self.choice.consider(name, self.model, self._weights(), module.device)
-        return name
+        self._stage, self._compared = f"epoch {self._epoch}", module.global_step
+        self.choice.consider(self._stage, self.model, self._weights(), module.device)
+        return self._stage
 
     def _trained(self) -> list[Tensor]:
         frozen = set(self.model.feature_extractor.parameters()) if self.model.frozen else set()

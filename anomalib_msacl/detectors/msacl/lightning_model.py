@@ -21,12 +21,13 @@ from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.backbone.folder import check_name
 from anomalib_msacl.compat import before_saving, is_attached, is_stopping, saves_as_before, set_max_steps
+from anomalib_msacl.detectors.guest import Guest
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, return_batches, share_batches, training_images
 from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, refuse_normalize, warn_of_few_epochs
 from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen, warn_of_no_threshold
 from anomalib_msacl.detectors.msacl.torch_model import MsaclModel
 from anomalib_msacl.detectors.settings import LARGEST_SIDE, check_switches, check_whole
-from anomalib_msacl.detectors.telling import TellsErrors
+from anomalib_msacl.paths import with_home
 from anomalib_msacl.pretraining.images import normal_of
 from anomalib_msacl.pretraining.lightning_model import Optimization, log_score, restore_random, training_loss
 from anomalib_msacl.pretraining.pipeline import Pretraining
@@ -36,7 +37,7 @@ from anomalib_msacl.recipe import Recipe
 _STATE = "msacl_pretraining"  # entry of a checkpoint
 
 
-class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
+class Msacl(Guest, Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
     """MSACL (arXiv 2109.01303): pre-train a backbone on normal images with synthetic lesions, then detect with it.
 
     Training needs normal images only. It follows the steps of :func:`anomalib_msacl.pretraining.pretrain`, and saves
@@ -90,7 +91,7 @@ class Msacl(TellsErrors, Optimization, AnomalibModule):  # type: ignore[misc]  #
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         self.recipe = Recipe.of(recipe)
         self.save_hyperparameters({"recipe": self.recipe.plain()})  # loggers and checkpoints want plain data
-        self.weights_dir, self.detector = weights_dir, detector
+        self.weights_dir, self.detector = with_home(weights_dir), detector
         refuse_normalize(self.pre_processor)
         start = create_backbone(backbone, weights, backbone_args)
         encoder, provenance = encoder_for(start, self.recipe, layers, mean, std, self.input_size)

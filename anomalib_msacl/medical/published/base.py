@@ -18,6 +18,7 @@ from anomalib_msacl.errors import InputError
 from anomalib_msacl.medical.datamodule import MedicalDataModule
 from anomalib_msacl.medical.kinds import RASTER_EXTENSIONS, is_image
 from anomalib_msacl.medical.table import File
+from anomalib_msacl.paths import at_home
 
 
 class PublishedData(MedicalDataModule):
@@ -35,7 +36,7 @@ class PublishedData(MedicalDataModule):
 
     def __init__(self, root: str | Path, seed: int | None = 0, **kwargs: Any) -> None:
         super().__init__(seed=seed, **kwargs)
-        self.root = Path(root)
+        self.root = at_home(root)
 
     @property
     def folder(self) -> Path:

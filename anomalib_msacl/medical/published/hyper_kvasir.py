@@ -8,7 +8,7 @@ from typing import Any
 
 from anomalib.data.utils import LabelName, Split
 
-from anomalib_msacl.errors import name_some
+from anomalib_msacl.errors import InputError, name_some
 from anomalib_msacl.medical.published.base import PublishedData
 from anomalib_msacl.medical.table import File
 
@@ -54,10 +54,27 @@ class HyperKvasir(PublishedData):
     def list_files(self) -> list[File]:
         """Return normal images of the labelled part, and images and masks of the segmented part."""
         normal = [path for name in self.normal_classes for path in self.images(f"labeled-images/**/{name}")]
-        polyps = self.images("segmented-images/images")
-        masks = {path.stem: path for path in self.images("segmented-images/masks")}
-        without = [str(path) for path in polyps if path.stem not in masks]
+        polyps, masks = self._by_place("images"), self._by_place("masks")
+        without = [str(path) for place, path in polyps.items() if place not in masks]
         if without:
             raise self.missing(f"no mask in segmented-images/masks for {name_some(without)}")
         files = self.normal_files(normal, self.train_normal, self.test_normal)
-        return files + [File(path, LabelName.ABNORMAL, Split.TEST, masks[path.stem]) for path in polyps]
+        return files + [File(path, LabelName.ABNORMAL, Split.TEST, masks[place]) for place, path in polyps.items()]
+
+    def _by_place(self, name: str) -> dict[str, Path]:
+        """Return the files of a folder of the segmented part by their paths in it, without extension.
+
+        Raises:
+            InputError: If there are none, or two of them have one: they would share a mask.
+        """
+        folder = f"segmented-images/{name}"
+        found: dict[str, Path] = {}
+        for path in self.images(folder):
+            place = path.relative_to(self.root / folder).with_suffix("").as_posix()
+            if place in found:
+                raise InputError(
+                    f"{self.title}: {found[place]} and {path.name} have one name, by which images and masks pair up: "
+                    "rename or remove one of them"
+                )
+            found[place] = path
+        return found
