@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from anomalib_msacl.screening.signal_stack import kept_signal_stack
 
 # The tensors of these tests are small: on a shared machine threads cost more than they give.
 torch.set_num_threads(1)
+# Where there is no GPU, torch would look for its driver at nearly every operation that it traces.
+if not torch.cuda.is_available():
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 TINY: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "accumulate": 1, "evaluations": 2}
 TINY |= {"evaluation_images": 8, "centre_images": 8, "whitening": 0.0}

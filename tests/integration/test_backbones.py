@@ -33,6 +33,12 @@ BACKBONES = [
     ("eva02_tiny_patch14_224", 56, ["blocks.5", "blocks.8"], (14, 14)),
     ("xcit_nano_12_p8_224", 64, ["blocks.5", "blocks.8"], (8, 8)),
 ]
+# The same stages with fewer blocks.
+SHALLOW: dict[str, dict[str, Any]] = {
+    "wide_resnet50_2": {"layers": (1, 1, 1, 1)},
+    "convnext_tiny": {"depths": (1, 1, 1, 1)},
+    "swin_tiny_patch4_window7_224": {"depths": (2, 2, 2, 2)},
+}
 
 
 @pytest.mark.parametrize(("name", "side", "layers", "strides"), BACKBONES, ids=[row[0] for row in BACKBONES])
@@ -46,7 +52,8 @@ def test_a_step_moves_the_layers_that_were_chosen(
     make_engine: Callable[..., Engine],
 ) -> None:
     torch.manual_seed(0)
-    model = Msacl(name, "random", image_size=side, recipe=STEP, weights_dir=tmp_path / "weights", detector=False)
+    options: dict[str, Any] = {"weights_dir": tmp_path / "weights", "backbone_args": SHALLOW.get(name)}
+    model = Msacl(name, "random", image_size=side, recipe=STEP, detector=False, **options)
     assert model.encoder.layers == layers
     images = torch.rand(2, 3, side, side)
     with torch.no_grad():

@@ -36,9 +36,7 @@ found = []
 for checkpoint in checkpoints:
     model = Padim.load_from_checkpoint(checkpoint)
     engine = Engine(default_root_dir=work, accelerator="cpu", devices=1, enable_progress_bar=False)
-    batches = []
-    for path in sorted(Path(images).rglob("*.png")):
-        batches += engine.predict(model, dataset=PredictDataset(path), ckpt_path=checkpoint)
+    batches = engine.predict(model, dataset=PredictDataset(images), ckpt_path=checkpoint)
     post = model.post_processor
     found.append({
         "thresholds": [float(post.image_threshold), float(post.pixel_threshold)],
