@@ -15,7 +15,7 @@ from torch import nn
 
 from anomalib_msacl.backbone.sources import at_its_place, timm_name
 from anomalib_msacl.compat import before_saving, is_attached, saves_as_before
-from anomalib_msacl.detectors.guest import Guest
+from anomalib_msacl.detectors.callbacks import WithCallbacks
 from anomalib_msacl.detectors.igd.checks import check_fit, check_numbers, check_sizes, normalisation_of, size_of
 from anomalib_msacl.detectors.igd.torch_model import IgdModel
 from anomalib_msacl.detectors.igd.training import IgdTraining, total_steps
@@ -26,7 +26,7 @@ from anomalib_msacl.transfer import check_layers
 _STATE = "igd_training"  # entry of a checkpoint
 
 
-class Igd(Guest, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
+class Igd(WithCallbacks, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
     """IGD (Chen, Tian, Pang, Carneiro, AAAI 2022, arXiv 2101.10043): Interpolated Gaussian Descriptor.
 
     An image is scored by how far its descriptor lies from those of normal images and by how badly it is reconstructed

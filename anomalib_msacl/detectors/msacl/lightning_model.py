@@ -21,7 +21,7 @@ from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, create_backbone
 from anomalib_msacl.backbone.folder import check_name
 from anomalib_msacl.compat import before_saving, is_attached, is_stopping, saves_as_before, set_max_steps
-from anomalib_msacl.detectors.guest import Guest
+from anomalib_msacl.detectors.callbacks import WithCallbacks
 from anomalib_msacl.detectors.msacl.batches import fill, held_out_images, return_batches, share_batches, training_images
 from anomalib_msacl.detectors.msacl.checks import check_detector, check_fit, refuse_normalize, warn_of_few_epochs
 from anomalib_msacl.detectors.msacl.fitting import fit_detector, save_chosen, warn_of_no_threshold
@@ -37,7 +37,7 @@ from anomalib_msacl.recipe import Recipe
 _STATE = "msacl_pretraining"  # entry of a checkpoint
 
 
-class Msacl(Guest, Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
+class Msacl(WithCallbacks, Optimization, AnomalibModule):  # type: ignore[misc]  # the bases of AnomalibModule differ in to_onnx
     """MSACL (arXiv 2109.01303): pre-train a backbone on normal images with synthetic lesions, then detect with it.
 
     Training needs normal images only. It follows the steps of :func:`anomalib_msacl.pretraining.pretrain`, and saves

@@ -1,4 +1,4 @@
-"""The detectors as guests in the run of someone else."""
+"""The detectors leave the random numbers of a run as they found them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the detectors of this package add to a run of anomalib, so that they are good guests in it."""
+"""Callbacks that the detectors of this package bring along, so that a run is left as it was found."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class LeaveRandomNumbers(Callback):
         self._isolated.close()
 
 
-class Guest:
-    """A part of a model of anomalib, to be named before its ``AnomalibModule``."""
+class WithCallbacks:
+    """A base class that adds them to a model of anomalib; it stands before ``AnomalibModule``."""
 
     def configure_callbacks(self) -> list[Any]:
         """Return the callbacks of the model, and those of this module."""
