@@ -141,12 +141,15 @@ def intervals(
     members: dict[Any, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
-    rows = [torch.tensor(indices) for indices in members.values()]
-    generator = torch.Generator().manual_seed(seed)
+    rows = torch.tensor([row for indices in members.values() for row in indices])
+    sizes = torch.tensor([len(indices) for indices in members.values()])
+    starts, generator = sizes.cumsum(0) - sizes, torch.Generator().manual_seed(seed)
     drawn: dict[str, list[float]] = {}
     for _ in range(resamples):
-        chosen = torch.randint(len(rows), (len(rows),), generator=generator).tolist()
-        for name, value in figures(evidence.select(torch.cat([rows[index] for index in chosen]))).items():
+        chosen = torch.randint(len(sizes), (len(sizes),), generator=generator)
+        number = sizes[chosen]
+        first = (starts[chosen] + number - number.cumsum(0)).repeat_interleave(number)
+        for name, value in figures(evidence.select(rows[first + torch.arange(len(first))])).items():
             drawn.setdefault(name, []).append(value)
     tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     bounds = {name: torch.tensor(values, dtype=torch.float64).nanquantile(tail) for name, values in drawn.items()}

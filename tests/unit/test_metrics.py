@@ -314,3 +314,18 @@ def test_every_process_knows_the_patients_of_its_own_images():
 def test_fewer_than_no_resamples_are_refused():
     with pytest.raises(InputError, match="resamples is -1"):
         MedicalEvaluator(resamples=-1)
+
+
+def test_a_resample_is_drawn_without_a_tensor_for_each_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [0, 1, 1, 2, 0, 3, 3, 3, 4]
+    evidence = Evidence(torch.arange(9.0), torch.arange(9) % 2)
+    drawn: list[list[float]] = []
+    joined: list[int] = []
+    cat = torch.cat
+    monkeypatch.setattr(torch, "cat", lambda *given, **options: joined.append(1) or cat(*given, **options))
+    intervals(evidence, lambda part: drawn.append(part.score.tolist()) or {"a": 0.0}, groups, 20, 3)
+    assert not joined
+    members, generator = [[0, 4], [1, 2], [3], [5, 6, 7], [8]], torch.Generator().manual_seed(3)
+    for rows in drawn:
+        chosen = torch.randint(5, (5,), generator=generator).tolist()
+        assert rows == [row for group in chosen for row in members[group]]
