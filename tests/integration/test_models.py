@@ -5,6 +5,7 @@ The rows are compared with the models that anomalib has: one that a later anomal
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -18,6 +19,7 @@ import anomalib.models
 import pytest
 import timm
 import torch
+import torchvision
 from anomalib.engine import Engine
 from anomalib.models import Fastflow
 from anomalib.models.components import AnomalibModule
@@ -26,6 +28,7 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
+from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.transforms.v2 import Compose, Normalize, Resize
 
 from anomalib_msacl import InputError, MsaclPretraining
@@ -88,7 +91,7 @@ WORKS: dict[str, Row] = {
     "Stfpm": Row(("model.teacher_model.feature_extractor",), RESNET),
     "SuperADD": Row(
         ("model.backbone.dino",),
-        {"backbone": "vit_small_patch16_dinov3", "patch_size": 64, "patch_overlap": 16, "layers": [5, 11]},
+        {"backbone": "vit_small_patch16_dinov3", "patch_size": 64, "patch_overlap": 16, "layers": [1, 3]},
         112,
     ),
     "Supersimplenet": Row(INNER, RESNET, 128),  # its noise does not fit smaller maps
@@ -99,9 +102,11 @@ WORKS: dict[str, Row] = {
         trained=("model.teachers.target_teacher",),
     ),
 }
-# Transformers of the same layers with fewer weights: L2BT names its teacher of 87 million itself; Dinomaly, InpFormer
-# and FoundAD take no other width than that of the name.
+# Networks of the same kind with fewer weights: L2BT names its teacher of 87 million itself; Dinomaly, InpFormer and
+# FoundAD take no other width than that of the name; UniNet has two networks of 26 million.
 SMALLER: dict[str, dict[str, Any]] = {
+    "resnet50": {"layers": (1, 1, 1, 1)},
+    "vit_small_patch16_dinov3": {"depth": 4},
     "vit_base_patch14_reg4_dinov2": {"embed_dim": 96, "num_heads": 2},
     "vit_small_patch14_dinov2": {"mlp_ratio": 0.5},
 }
@@ -117,6 +122,7 @@ REFUSED_BY_KIND = {
 }
 
 
+@functools.cache
 def models() -> dict[str, type[AnomalibModule]]:
     """Every model class of the installed anomalib, found on disk, not through a list that may be incomplete."""
     names = [module.name for module in pkgutil.walk_packages(anomalib.models.__path__, "anomalib.models.")]
@@ -137,6 +143,8 @@ def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
         return create(name, *arguments, **{**options, **SMALLER.get(name.partition(".")[0], {}), "pretrained": False})
 
     monkeypatch.setattr(timm, "create_model", create_without_weights)
+    shallow = functools.partial(ResNet, Bottleneck, SMALLER["resnet50"]["layers"])
+    monkeypatch.setattr(torchvision.models, "resnet50", lambda weights: shallow())
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: {})
     monkeypatch.setattr(
         nn.Module, "load_state_dict", lambda self, state, *rest, **more: state and load(self, state, *rest, **more)

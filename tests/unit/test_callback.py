@@ -335,7 +335,7 @@ def test_whitened_maps_suit_what_the_model_does_with_them(
     """A memory bank or Gaussian gets a deviation of .1, what learns a network 1, or what the user says."""
     processor = make_patchcore().pre_processor
     arguments: dict[str, Any] = {"backbone": "test_efficientnet", "layers": ["blocks.1", "blocks.2"]}
-    flow = {**arguments, "pre_trained": False, "pre_processor": processor, "visualizer": False}
+    flow = {**arguments, "pre_trained": False, "coupling_blocks": 1, "pre_processor": processor, "visualizer": False}
     settings: dict[str, Any] = {"max_steps": 2, "batch_size": 4, "evaluations": 0, "centre_images": 4}
     start, made = create_backbone("test_efficientnet", "random")
     weights = str(save_backbone(start, tmp_path / "start", half(made)))
@@ -361,7 +361,7 @@ def test_weights_that_were_pre_trained_once_suit_every_model(
     layers = {"test_efficientnet": ["blocks.1", "blocks.2"], "test_resnet": ["layer2", "layer3"]}[backbone]
     arguments: dict[str, Any] = {"backbone": backbone, "layers": layers}
     processor = make_patchcore().pre_processor
-    flow = {**arguments, "pre_trained": False, "pre_processor": processor, "visualizer": False}
+    flow = {**arguments, "pre_trained": False, "coupling_blocks": 1, "pre_processor": processor, "visualizer": False}
     recipe = make_recipe(max_steps=2, batch_size=4, evaluations=0, centre_images=4)
     images, found, weights, deviations = torch.rand(4, 3, 64, 64), [], "random", []
     for kind in (make_patchcore, make_patchcore, Cflow, make_patchcore):

@@ -142,12 +142,12 @@ def test_intervals_agree_with_scipy():
 def test_patients_are_drawn_as_a_whole():
     score, label = scores(100)
     evidence = Evidence(score, label, score > 43)
-    plain = intervals(evidence, image_figures, range(100), 400, 0)
+    plain = intervals(evidence, image_figures, range(100), 200, 0)
     tripled = evidence.select(torch.arange(100).repeat_interleave(3))
     patients = [index // 3 for index in range(300)]
-    for name, bounds in intervals(tripled, image_figures, patients, 400, 0).items():
+    for name, bounds in intervals(tripled, image_figures, patients, 200, 0).items():
         assert bounds == pytest.approx(plain[name], abs=1e-6)
-    low, high = intervals(tripled, image_figures, range(300), 400, 0)["image_Accuracy"]
+    low, high = intervals(tripled, image_figures, range(300), 200, 0)["image_Accuracy"]
     assert high - low < 0.75 * (plain["image_Accuracy"][1] - plain["image_Accuracy"][0])
 
 
