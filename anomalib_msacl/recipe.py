@@ -264,7 +264,8 @@ class Recipe:
         batch_size: Images of a batch, each seen once per class and view. The callback's;
             :class:`anomalib_msacl.Msacl` takes the datamodule's ``train_batch_size``.
         accumulate: Batches whose gradients make one step, fewer at the end of an epoch: less noise for the same memory.
-        average: Share of the trained weights in the result, the rest being those before the first step, in (0, 1].
+        average: Share of the trained weights in the result, the rest being those before the first step, in (0, 1]. None
+            is a half, and a quarter for a vision transformer, where PatchCore loses by a half (docs/experiments.md).
         realign: Give the stages behind the deepest layer their weights of before the first step, and let them read the
             layer through the affine map that comes closest to what they read then, where the architecture allows it
             (:func:`anomalib_msacl.backbone.realignment.realign`). For detectors that pool deep features. Set it to
@@ -291,7 +292,7 @@ class Recipe:
     trainings: int = _at_least_one(1)
     batch_size: int = _within(2, _LARGEST, 8)
     accumulate: int = _at_least_one(3)
-    average: float = _within(_TINY, 1, 0.5)
+    average: float | None = _within(_TINY, 1, None)
     realign: bool = True
     seed: int = _within(0, _LARGEST_SEED, 0)
     loss: LossRecipe = LossRecipe()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anomalib_msacl import distributed
 from anomalib_msacl.backbone import Encoder, Provenance, realign, whiten
-from anomalib_msacl.backbone.encoder import evaluating
+from anomalib_msacl.backbone.encoder import evaluating, is_transformer
 from anomalib_msacl.backbone.frozen import FrozenStages
 from anomalib_msacl.backbone.tensors import StateDict, copy_of, same
 from anomalib_msacl.backbone.whitening import deviation
@@ -370,6 +370,8 @@ class Pretraining:
     def _average(self) -> StateDict:
         """Return the average of the weights before the first step and the mean of those of the trainings."""
         present, share = self.trainings.mean(copy_of(self.encoder.backbone), self.steps), self.recipe.average
+        if share is None:
+            share = 0.25 if is_transformer(self.encoder.backbone) else 0.5
         if share == 1 or not self.steps:  # weights that are not finite must not come back through 0 * inf either
             return present
         return {

@@ -14,8 +14,8 @@ from anomalib_msacl.detectors.igd.losses import (
     critic_loss,
     interpolate,
     interpolation_loss,
+    loss_and_map,
     reconstruction_loss,
-    residual_map,
 )
 from anomalib_msacl.detectors.igd.networks import Critic, Decoder
 from anomalib_msacl.detectors.igd.similarity import Similarity
@@ -131,8 +131,5 @@ class Autoencoder(nn.Module):
         """Return ``L_rec`` ``(B,)``, ``L_gac`` ``(B,)`` and the residual map ``(B, 1, H, W)``; see :meth:`step`."""
         descriptors = self.project(features)
         shown, found = self.normalisation.undo(images), self.normalisation.undo(self.decode(descriptors))
-        return (
-            reconstruction_loss(shown, found, self.similarity),
-            self.classifier(descriptors),
-            residual_map(shown, found, self.similarity),
-        )
+        reconstruction, residual = loss_and_map(shown, found, self.similarity)
+        return reconstruction, self.classifier(descriptors), residual

@@ -29,12 +29,12 @@ def reconstruction_loss(images: Tensor, reconstructions: Tensor, similarity: Sim
     Returns:
         Shape ``(B,)``.
     """
-    difference = (images - reconstructions).abs().flatten(1).mean(dim=1)
-    return _STRUCTURE * (1 - similarity.of_images(reconstructions, images)) + (1 - _STRUCTURE) * difference
+    difference = (images - reconstructions).abs()
+    return _mixed(similarity.of_images(reconstructions, images), difference.flatten(1).mean(dim=1))
 
 
-def residual_map(images: Tensor, reconstructions: Tensor, similarity: Similarity) -> Tensor:
-    """Return what :func:`reconstruction_loss` says, pixel by pixel.
+def loss_and_map(images: Tensor, reconstructions: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    """Return :func:`reconstruction_loss`, and what it says pixel by pixel.
 
     Args:
         images: Values in [0, 1], shape ``(B, C, H, W)``.
@@ -42,10 +42,18 @@ def residual_map(images: Tensor, reconstructions: Tensor, similarity: Similarity
         similarity: Window and scales.
 
     Returns:
-        Shape ``(B, 1, H, W)``.
+        Shapes ``(B,)`` and ``(B, 1, H, W)``.
     """
-    difference = (images - reconstructions).abs().mean(dim=1, keepdim=True)
-    return _STRUCTURE * (1 - similarity.of_pixels(reconstructions, images)) + (1 - _STRUCTURE) * difference
+    difference = (images - reconstructions).abs()
+    of_images, of_pixels = similarity.of_both(reconstructions, images)
+    return (
+        _mixed(of_images, difference.flatten(1).mean(dim=1)),
+        _mixed(of_pixels, difference.mean(dim=1, keepdim=True)),
+    )
+
+
+def _mixed(similarity: Tensor, difference: Tensor) -> Tensor:
+    return _STRUCTURE * (1 - similarity) + (1 - _STRUCTURE) * difference
 
 
 def gaussian_loss(descriptors: Tensor, centre: Tensor, sigma: Tensor) -> Tensor:

@@ -81,13 +81,7 @@ class Similarity:
         Returns:
             Shape ``(B,)``.
         """
-        border = self.window // 2
-        inner = slice(border, -border or None)
-        found = self._by_scale(first, second)
-        # torchmetrics leaves the border out of all scales but the coarsest.
-        means = [contrast[..., inner, inner].flatten(1).mean(dim=1) for _, contrast in found[:-1]]
-        means.append(found[-1][0].flatten(1).mean(dim=1))
-        return torch.stack([F.relu(mean) ** weight for mean, weight in zip(means, self.weights, strict=True)]).prod(0)
+        return self._of_images(self._by_scale(first, second))
 
     def of_pixels(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the similarity around each pixel, in [0, 1]: the same product, of the windows' values as they are.
@@ -99,10 +93,27 @@ class Similarity:
         Returns:
             The mean of the channels at each scale, enlarged and multiplied, shape ``(B, 1, H, W)``.
         """
+        return self._of_pixels(self._by_scale(first, second))
+
+    def of_both(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`of_images` and :meth:`of_pixels` in little more than half of the time of both."""
         found = self._by_scale(first, second)
+        return self._of_images(found), self._of_pixels(found)
+
+    def _of_images(self, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the similarity of images from that at each scale."""
+        border = self.window // 2
+        inner = slice(border, -border or None)
+        # torchmetrics leaves the border out of all scales but the coarsest.
+        means = [contrast[..., inner, inner].flatten(1).mean(dim=1) for _, contrast in found[:-1]]
+        means.append(found[-1][0].flatten(1).mean(dim=1))
+        return torch.stack([F.relu(mean) ** weight for mean, weight in zip(means, self.weights, strict=True)]).prod(0)
+
+    def _of_pixels(self, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the similarity around each pixel from that at each scale."""
         planes = [contrast for _, contrast in found[:-1]] + [found[-1][0]]
-        size = first.shape[-2:]
-        product = torch.ones_like(first[:, :1])
+        size = planes[0].shape[-2:]
+        product = torch.ones_like(planes[0][:, :1])
         for plane, weight in zip(planes, self.weights, strict=True):
             mean = F.relu(plane.mean(dim=1, keepdim=True))
             product = product * F.interpolate(mean, size=size, mode="bilinear", align_corners=False) ** weight

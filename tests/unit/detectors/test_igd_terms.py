@@ -13,6 +13,7 @@ from torchmetrics.functional.image import (
 )
 
 from anomalib_msacl import InputError
+from anomalib_msacl.detectors.igd import similarity as terms_of_similarity
 from anomalib_msacl.detectors.igd.anomaly_map import PatchGrid, joint_map, joint_score
 from anomalib_msacl.detectors.igd.gaussian import GaussianClassifier, centre_of, sigma_of
 from anomalib_msacl.detectors.igd.losses import (
@@ -21,8 +22,8 @@ from anomalib_msacl.detectors.igd.losses import (
     gaussian_loss,
     interpolate,
     interpolation_loss,
+    loss_and_map,
     reconstruction_loss,
-    residual_map,
 )
 from anomalib_msacl.detectors.igd.similarity import Similarity, ssim
 from tests.unit.lesions.pictures import seeded, smooth
@@ -99,6 +100,20 @@ def test_reconstruction_is_its_formula() -> None:
     torch.testing.assert_close(reconstruction_loss(images, images, similarity), torch.zeros(3, dtype=torch.float64))
 
 
+def test_loss_and_map_compare_each_scale_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, others = pair(2, 64)
+    similarity = Similarity.for_size(64, 11)
+    expected = reconstruction_loss(images, others, similarity)
+    difference = (images - others).abs().mean(dim=1, keepdim=True)
+    plane = 0.85 * (1 - similarity.of_pixels(others, images)) + 0.15 * difference
+    sides: list[int] = []
+    monkeypatch.setattr(terms_of_similarity, "ssim", lambda *args: sides.append(args[0].shape[-1]) or ssim(*args))
+    loss, found = loss_and_map(images, others, similarity)
+    assert torch.equal(loss, expected)
+    torch.testing.assert_close(found, plane)
+    assert sides == [64, 32, 16]
+
+
 def test_the_difference_is_absolute() -> None:
     """Brighter here and darker there must not cancel, as a signed difference would."""
     image = torch.full((1, 3, 32, 32), 0.5)
@@ -113,7 +128,7 @@ def test_a_lesion_shows_in_the_residual_map_where_it_is() -> None:
     images = smooth(1, 64)
     other = images.clone()
     other[..., 20:28, 36:44] += 0.3
-    plane = residual_map(images, other, Similarity.for_size(64, 11))[0, 0]
+    plane = loss_and_map(images, other, Similarity.for_size(64, 11))[1][0, 0]
     y, x = divmod(int(plane.argmax()), 64)
     assert 18 <= y < 30
     assert 34 <= x < 46
@@ -156,7 +171,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert len(similarity.weights) == 3
     smooth_pair = (images[:, :1], (0.9 * images + 0.05)[:, :1].requires_grad_())
     assert torch.autograd.gradcheck(lambda x, y: reconstruction_loss(x, y, similarity), smooth_pair)
-    assert torch.autograd.gradcheck(lambda x, y: residual_map(x, y, similarity), smooth_pair)
+    assert torch.autograd.gradcheck(lambda x, y: loss_and_map(x, y, similarity)[1], smooth_pair)
 
 
 def test_centre_and_deviation_are_their_formulas() -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from anomalib_msacl import InputError, pretrain
 from anomalib_msacl.backbone import Encoder, create_backbone
+from anomalib_msacl.backbone.tensors import StateDict, same
 from anomalib_msacl.pretraining import Pretrained, Questions, Score
 from anomalib_msacl.pretraining.torch_model import MsaclTerms
 from anomalib_msacl.recipe import whitening_only
@@ -44,6 +45,18 @@ def test_the_steps_are_taken_in_their_order_and_the_candidates_have_names() -> N
     assert found.steps == 2
     assert any(not torch.equal(untouched[name], tensor) for name, tensor in found.weights.items())
     assert found.provenance.layers == tuple(found.encoder.layers)
+
+
+@pytest.mark.parametrize(("name", "share"), [("test_efficientnet", 0.5), ("test_resnet", 0.5), ("test_vit", 0.25)])
+def test_a_transformer_keeps_more_of_its_weights_than_others(name: str, share: float) -> None:
+    def trained(average: float | None) -> StateDict:
+        settings = {**SMALL, "max_steps": 1, "evaluations": 0, "average": average}
+        encoder, provenance = start(name)
+        return pretrain(encoder, provenance, images(), recipe=make_recipe(**settings)).weights
+
+    found = trained(None)
+    assert same(found, trained(share))
+    assert not same(found, trained(0.75 - share))
 
 
 def test_a_saved_folder_lists_the_candidates_by_name(tmp_path: Path) -> None:
