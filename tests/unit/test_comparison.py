@@ -394,17 +394,18 @@ def test_slices_of_a_file_are_told_apart_in_the_scores(tmp_path: Path) -> None:
     assert {row["frame"] for row in rows[2:]} == {""}
 
 
-def test_a_comparison_is_not_written_over_that_of_another_command(
-    phantom_root: Path,
-    config: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def command(phantom_root: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command that compares, but trains nothing."""
     (root,) = phantom_root.iterdir()
     (trial,) = trials(0, 1, seeds=1)
     monkeypatch.setattr("anomalib_msacl.comparison.run_trials", lambda *_: iter([trial]))
-    command = ["compare", str(root), "--models", str(config), "--out", str(tmp_path / "out")]
+    return ["compare", str(root), "--models", str(config), "--out", str(tmp_path / "out")]
+
+
+def test_a_comparison_is_not_written_over_that_of_another_command(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main([*command, "--seeds", "1"])
     main([*command, "--seeds", "1"])  # once more, perhaps because it was stopped
     before = (tmp_path / "out" / "comparison.md").read_text()
@@ -415,16 +416,8 @@ def test_a_comparison_is_not_written_over_that_of_another_command(
 
 
 def test_a_comparison_is_not_written_over_by_one_of_an_edited_configuration(
-    phantom_root: Path,
-    config: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: list[str], config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (root,) = phantom_root.iterdir()
-    (trial,) = trials(0, 1, seeds=1)
-    monkeypatch.setattr("anomalib_msacl.comparison.run_trials", lambda *_: iter([trial]))
-    command = ["compare", str(root), "--models", str(config), "--out", str(tmp_path / "out")]
     main(command)
     before, content = (tmp_path / "out" / "comparison.md").read_text(), config.read_text()
     config.write_text(f"# A comment, and data, which are not used.\ndata: other\n{content}")
