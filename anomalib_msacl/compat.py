@@ -325,12 +325,14 @@ def inner_trainer() -> Iterator[None]:
 @contextmanager
 def with_callback(engine: Engine, callback: Callback) -> Iterator[None]:
     """Give an engine one more callback for as long as the context lasts, whether it has its trainer yet or not."""
-    args = engine._cache.args["callbacks"]  # noqa: SLF001  # the trainer is made of them
-    made = engine._trainer  # noqa: SLF001
-    (args if made is None else cast("Any", made).callbacks).append(callback)
+    cached = engine._cache.args  # noqa: SLF001  # the trainer is made of them
+    made: Any = engine._trainer  # noqa: SLF001
+    (cached["callbacks"] if made is None else made.callbacks).append(callback)
     try:
         yield
     finally:
         trainer: Any = engine._trainer  # noqa: SLF001
-        if trainer is not None:
-            trainer.callbacks = [each for each in trainer.callbacks if each is not callback]
+        # A run makes a new list of those that are given: the next trainer would have the callback, too.
+        for callbacks in (cached["callbacks"], trainer.callbacks if trainer is not None else []):
+            if callback in callbacks:
+                callbacks.remove(callback)
