@@ -34,8 +34,9 @@ def split_by_patient(
 ) -> tuple[AnomalibDataset, AnomalibDataset]:
     """Split a dataset in two so that no patient is on both sides, nor an image whose copy is on the other one.
 
-    Copies are found where the table has digests of pixels; patients that share one count as one here. Patients with an abnormal image and those without are split separately, each by the ratio, so that both sides have
-    some of either wherever there are two.
+    Copies are found where the table has digests of pixels; patients that share an image count as one here. Patients
+    with an abnormal image and those without are split separately, each by the ratio, so that both sides have some of
+    either wherever there are two.
 
     Args:
         dataset: Any image dataset of anomalib.
