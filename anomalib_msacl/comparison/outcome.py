@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_msacl.compat import decided, undecided, with_callback
+from anomalib_msacl.data.samples import names_patients, patients_of
 from anomalib_msacl.metrics import Evidence
 
 _SIDE = 128  # pixels of the maps that are kept: enough to look at, and small enough to keep them all
@@ -35,6 +36,7 @@ class Outcome:
         masks: True masks of the same size, shape ``(N, h, w)``, bool; None without any.
         threshold: Score above which an image is called abnormal; None without one.
         frames: Index of the slice or frame in the file of each image; empty where the datamodule does not tell.
+        patients: Whose image each is; empty where the datamodule names nobody.
         pixel_auroc: AUROC of the pixels of the maps; None until :meth:`without_maps` takes it, and without lesions in
             masks.
     """
@@ -47,12 +49,13 @@ class Outcome:
     masks: Tensor | None
     threshold: float | None
     frames: Sequence[int] = ()
+    patients: Sequence[str] = ()
     pixel_auroc: float | None = None
 
     @property
-    def files(self) -> list[Hashable]:
-        """The file of each image, for intervals; an image without one stands for itself."""
-        return [path or row for row, path in enumerate(self.paths)]
+    def groups(self) -> list[Hashable]:
+        """The patient of each image, for intervals, or its file; an image without either stands for itself."""
+        return list(self.patients) or [path or row for row, path in enumerate(self.paths)]
 
     @property
     def has_both(self) -> bool:
@@ -117,7 +120,8 @@ def predict(
         return None
     known = model.post_processor and "pred_label" not in undecided(model)
     threshold = getattr(model.post_processor, "normalized_image_threshold", None) if known else None
-    return joined(parts.outcomes, None if threshold is None else float(threshold))
+    found = joined(parts.outcomes, None if threshold is None else float(threshold))
+    return replace(found, patients=_patients(datamodule, found.paths))
 
 
 def outcome_of(batch: Any) -> Outcome:
@@ -165,6 +169,14 @@ def joined(parts: Sequence[Outcome], threshold: float | None = None) -> Outcome:
         threshold=threshold,
         frames=[frame for part in parts for frame in part.frames],
     )
+
+
+def _patients(datamodule: AnomalibDataModule, paths: Sequence[str]) -> Sequence[str]:
+    """Return the patients of the test images that were scored; none where the datamodule names none."""
+    samples = datamodule.test_data.samples
+    if not names_patients(samples) or [str(path) for path in samples["image_path"]] != list(paths):
+        return ()
+    return patients_of(samples).tolist()
 
 
 def _pixel_auroc(outcome: Outcome) -> float:

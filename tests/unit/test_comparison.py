@@ -109,8 +109,9 @@ def test_slices_of_a_file_are_one_thing_to_the_intervals() -> None:
     assert band.bounds == pytest.approx(roc_band(first[0], LABELS, 50).bounds)
     # In pictures of a report and of a comparison, too.
     made = outcome(thrice[0][0], np.repeat(LABELS, 3), files)
-    assert made.files == files
-    assert outcome(first[0]).files == [f"{index}.png" for index in range(len(LABELS))]
+    assert made.groups == files
+    assert outcome(first[0]).groups == [f"{index}.png" for index in range(len(LABELS))]
+    assert replace(made, patients=["P"] * len(LABELS)).groups == ["P"] * len(LABELS)
 
 
 def test_normal_slices_of_abnormal_files_are_drawn_with_them() -> None:
