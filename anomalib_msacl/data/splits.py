@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from anomalib_msacl.data.samples import Column, patients_of
 
-__all__ = ["draws_anew", "patients_of", "split_by_patient"]
+__all__ = ["draws_anew", "patients_of", "split_by_patient", "units_of_split"]
 
 
 def draws_anew(datamodule: AnomalibDataModule) -> bool:
@@ -27,6 +27,24 @@ def draws_anew(datamodule: AnomalibDataModule) -> bool:
     folders = getattr(datamodule, "normal_test_dir", "") is None and not getattr(datamodule, "data_json", None)
     from_train = folders and datamodule.test_split_mode != TestSplitMode.NONE
     return from_train or datamodule.val_split_mode == ValSplitMode.FROM_TEST
+
+
+def units_of_split(samples: pd.DataFrame) -> pd.Series:
+    """Return the patient of each row, under one name where patients have an image in common: what is never divided.
+
+    Args:
+        samples: The table.
+    """
+    patients = patients_of(samples)
+    if Column.PIXELS not in samples:
+        return patients
+    whose, names = pd.factorize(patients, sort=True)
+    shown, images = pd.factorize(samples[Column.PIXELS])
+    number = len(names) + len(images)  # patients, and then images, are the nodes of a graph; a row is an edge
+    graph = coo_array((np.ones(len(samples)), (whose, shown + len(names))), shape=(number, number))
+    _, group = connected_components(graph, directed=False)
+    _, first = np.unique(group[: len(names)], return_index=True)
+    return pd.Series(np.asarray(names)[first[group[whose]]], index=samples.index)
 
 
 def split_by_patient(
@@ -46,7 +64,7 @@ def split_by_patient(
     Returns:
         The first and the second side.
     """
-    patients = _with_copies(dataset.samples)
+    patients = units_of_split(dataset.samples)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     abnormal = dataset.samples["label_index"].isin([int(LabelName.ABNORMAL)])
     ill = set(patients[abnormal])
@@ -56,17 +74,3 @@ def split_by_patient(
         second |= {group[index] for index in torch.randperm(len(group), generator=generator)[:number].tolist()}
     chosen = patients.isin(second)
     return dataset.subsample(list(chosen.index[~chosen])), dataset.subsample(list(chosen.index[chosen]))
-
-
-def _with_copies(samples: pd.DataFrame) -> pd.Series:
-    """Return the patient of each row, under one name where patients have an image in common."""
-    patients = patients_of(samples)
-    if Column.PIXELS not in samples:
-        return patients
-    whose, names = pd.factorize(patients, sort=True)
-    shown, images = pd.factorize(samples[Column.PIXELS])
-    number = len(names) + len(images)  # patients, and then images, are the nodes of a graph; a row is an edge
-    graph = coo_array((np.ones(len(samples)), (whose, shown + len(names))), shape=(number, number))
-    _, group = connected_components(graph, directed=False)
-    _, first = np.unique(group[: len(names)], return_index=True)
-    return pd.Series(np.asarray(names)[first[group[whose]]], index=samples.index)

@@ -353,6 +353,13 @@ def test_copies_are_never_on_two_sides_of_a_split(tmp_path):
         assert sum(map(len, parts)) == len(set().union(*parts)) == 8
 
 
+def test_copies_leave_enough_images_for_a_validation_with_lesions(root):
+    for index in range(8):
+        Image.open(root / "good/p0/0.png").save(root / f"good/p0/copy{index}.bmp")
+    folder = ready(root, val_split_mode="medmix", val_split_ratio=0.1)
+    assert folder.val_data.samples["pixels"].nunique() > 1
+
+
 def test_differing_windows_are_warned_about(tmp_path, caplog):
     for index in range(4):
         write_dicom(tmp_path / f"good/{index}", tissue(index), WindowCenter=1200, WindowWidth=400 + 100 * index)
