@@ -410,9 +410,9 @@ def _area(evidence: Evidence) -> float:
     overlap, false = cast("Tensor", evidence.overlap), cast("Tensor", evidence.false)
     rate = false.sum(dim=0) / cast("Tensor", evidence.normal).sum()
     found = overlap.sum(dim=0) / cast("Tensor", evidence.regions).sum()
-    rate, found = torch.cat([rate.new_zeros(1), rate]), torch.cat([found.new_zeros(1), found])
-    inside = rate <= _LIMIT
-    end = int(inside.sum())
+    # The curve ends where all is called abnormal; the thresholds of all images need not reach the limit in a resample.
+    rate, found = (torch.cat([each.new_zeros(1), each, each.new_ones(1)]) for each in (rate, found))
+    end = int((rate <= _LIMIT).sum())
     if end < len(rate):  # the last stretch, cut off at the limit
         part = (_LIMIT - rate[end - 1]) / (rate[end] - rate[end - 1])
         edge = found[end - 1] + part * (found[end] - found[end - 1])

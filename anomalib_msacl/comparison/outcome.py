@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_msacl.compat import decided, undecided, with_callback
+from anomalib_msacl.data.samples import names_patients, patients_of
 from anomalib_msacl.metrics import Evidence
 
 _SIDE = 128  # pixels of the maps that are kept: enough to look at, and small enough to keep them all
+_BITS = 15  # 16 bits hold values up to 2 ** 16; the largest of a batch comes to lie between 2 ** 14 and 2 ** 15
+_FARTHEST = 120  # powers of two that float32 can be multiplied by
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Outcome:
         masks: True masks of the same size, shape ``(N, h, w)``, bool; None without any.
         threshold: Score above which an image is called abnormal; None without one.
         frames: Index of the slice or frame in the file of each image; empty where the datamodule does not tell.
+        patients: Whose image each is; empty where the datamodule names nobody.
+        shift: The maps are multiplied by this power of two, since 16 bits hold no values of all scales.
         pixel_auroc: AUROC of the pixels of the maps; None until :meth:`without_maps` takes it, and without lesions in
             masks.
     """
@@ -47,12 +53,14 @@ class Outcome:
     masks: Tensor | None
     threshold: float | None
     frames: Sequence[int] = ()
+    patients: Sequence[str] = ()
+    shift: int = 0
     pixel_auroc: float | None = None
 
     @property
-    def files(self) -> list[Hashable]:
-        """The file of each image, for intervals; an image without one stands for itself."""
-        return [path or row for row, path in enumerate(self.paths)]
+    def groups(self) -> list[Hashable]:
+        """The patient of each image, for intervals, or its file; an image without either stands for itself."""
+        return list(self.patients) or [path or row for row, path in enumerate(self.paths)]
 
     @property
     def has_both(self) -> bool:
@@ -117,7 +125,8 @@ def predict(
         return None
     known = model.post_processor and "pred_label" not in undecided(model)
     threshold = getattr(model.post_processor, "normalized_image_threshold", None) if known else None
-    return joined(parts.outcomes, None if threshold is None else float(threshold))
+    found = joined(parts.outcomes, None if threshold is None else float(threshold))
+    return replace(found, patients=_patients(datamodule, found.paths))
 
 
 def outcome_of(batch: Any) -> Outcome:
@@ -131,15 +140,18 @@ def outcome_of(batch: Any) -> Outcome:
         found = getattr(batch, field)
         return None if found is None else prepare(found.detach().as_subclass(Tensor).cpu())
 
+    maps = small("anomaly_map", lambda found: _small(found, "bilinear"))
+    shift = 0 if maps is None else _shift(maps)
     return Outcome(
         [str(path) for path in (batch.image_path or [""] * len(batch.pred_score))],
         small("pred_score", lambda found: found.flatten().float()),  # type: ignore[arg-type]
         small("gt_label", lambda found: found.flatten().long()),
         small("pred_label", lambda found: found.flatten().long()),
-        small("anomaly_map", lambda found: _small(found, "bilinear").half()),
+        None if maps is None else (maps * 2.0**shift).half(),
         small("gt_mask", lambda found: _small(found, "area") > 0),
         None,
         list(getattr(batch, "frames", ())),
+        shift=shift,
     )
 
 
@@ -148,12 +160,17 @@ def joined(parts: Sequence[Outcome], threshold: float | None = None) -> Outcome:
 
     Args:
         parts: At least one.
-        threshold: Score above which an image is called abnormal.
+        threshold: Score above which an image is called abnormal; maps with one keep their values.
     """
+    shift = min(part.shift for part in parts) if threshold is None else 0
 
     def all_of(field: str) -> Tensor | None:
         found = [getattr(part, field) for part in parts]
-        return None if any(each is None for each in found) else torch.cat(found)
+        if any(each is None for each in found):
+            return None
+        if field == "maps":
+            found = [each * 2.0 ** (shift - part.shift) for each, part in zip(found, parts, strict=True)]
+        return torch.cat(found)
 
     return Outcome(
         paths=[path for part in parts for path in part.paths],
@@ -164,7 +181,16 @@ def joined(parts: Sequence[Outcome], threshold: float | None = None) -> Outcome:
         masks=all_of("masks"),
         threshold=threshold,
         frames=[frame for part in parts for frame in part.frames],
+        shift=shift,
     )
+
+
+def _patients(datamodule: AnomalibDataModule, paths: Sequence[str]) -> Sequence[str]:
+    """Return the patients of the test images that were scored; none where the datamodule names none."""
+    samples = datamodule.test_data.samples
+    if not names_patients(samples) or [str(path) for path in samples["image_path"]] != list(paths):
+        return ()
+    return patients_of(samples).tolist()
 
 
 def _pixel_auroc(outcome: Outcome) -> float:
@@ -175,6 +201,12 @@ def _pixel_auroc(outcome: Outcome) -> float:
     values = np.tile(np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32), 2)
     seen = counts > 0
     return float(roc_auc_score(np.repeat([0, 1], 2**16)[seen], values[seen], sample_weight=counts[seen]))
+
+
+def _shift(maps: Tensor) -> int:
+    """Return the power of two by which maps are multiplied before they are kept in 16 bits."""
+    highest = float(maps.abs().nan_to_num(0, 0).amax())
+    return max(-_FARTHEST, min(_FARTHEST, _BITS - math.frexp(highest)[1])) if highest else _FARTHEST
 
 
 def _small(maps: Tensor, mode: str) -> Tensor:

@@ -66,7 +66,7 @@ def _tested(trials: Sequence[Trial]) -> Iterator[str]:
     yield ""
     yield "The interval over seeds is that of other trainings on these images; the one over images is that of other"
     yield "images like these. Neither speaks of another scanner, another site or another disease."
-    files = [] if first is None else first.files
+    files = [] if first is None else first.groups
     if len(set(files)) < len(files):
         yield "Slices of one file are drawn together, since they are not independent of each other."
     if min(map(len, strata(labels, files))) < _FEW:
@@ -145,9 +145,9 @@ def _over_images(trials: Sequence[Trial]) -> tuple[float, float]:
     # Where the normal test images are drawn from the training images, they differ from seed to seed.
     if len({tuple(outcome.paths) for outcome in before}) == 1:
         first, second = ([outcome.score for outcome in side] for side in (after, before))
-        return resampled_difference(before[0].label, first, second, groups=before[0].files)
+        return resampled_difference(before[0].label, first, second, groups=before[0].groups)
     bounds = [
-        resampled_difference(a.label, [b.score], [a.score], groups=a.files) for a, b in zip(before, after, strict=True)
+        resampled_difference(a.label, [b.score], [a.score], groups=a.groups) for a, b in zip(before, after, strict=True)
     ]
     return statistics.fmean(low for low, _ in bounds), statistics.fmean(high for _, high in bounds)
 

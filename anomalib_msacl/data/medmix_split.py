@@ -16,8 +16,8 @@ from anomalib.data.utils import ValSplitMode
 from anomalib_msacl.compat import DataHooks
 from anomalib_msacl.data.depth import deep_files, warn_of_lost_bits
 from anomalib_msacl.data.medmix_dataset import MedMixDataset
-from anomalib_msacl.data.samples import inspected_files, patients_of
-from anomalib_msacl.data.splits import split_by_patient
+from anomalib_msacl.data.samples import inspected_files
+from anomalib_msacl.data.splits import split_by_patient, units_of_split
 from anomalib_msacl.errors import InputError
 from anomalib_msacl.lesions import MedMix
 
@@ -89,7 +89,7 @@ def hold_out_with_lesions(
             f"the part of the training images held out for validation is {ratio!r}: set it between 0 and 1"
         )
     seed = int(torch.randint(1 << 31, ())) if seed is None else seed
-    least = 2 / max(2, patients_of(datamodule.train_data.samples).nunique())  # one image with lesions, one without
+    least = 2 / max(2, units_of_split(datamodule.train_data.samples).nunique())  # one image with lesions, one without
     train, held_out = split_by_patient(datamodule.train_data, max(ratio, least), seed)
     if not inspected_files(held_out.samples):  # anomalib itself reads them
         warn_of_lost_bits(deep_files(held_out.samples["image_path"]))

@@ -161,7 +161,7 @@ def results(found: Findings) -> Section:
     for title, outcome in arms:
         if not outcome.has_both:
             continue
-        band = roc_band(outcome.score.numpy(), outcome.label.numpy(), groups=outcome.files)  # type: ignore[union-attr]
+        band = roc_band(outcome.score.numpy(), outcome.label.numpy(), groups=outcome.groups)  # type: ignore[union-attr]
         lines[title] = (band.false, band.true, band.low, band.high)
         table.append((title, f"{band.area:.3f}", f"{band.bounds[0]:.3f} to {band.bounds[1]:.3f}", *_counts(outcome)))
     if not lines:
@@ -171,8 +171,9 @@ def results(found: Findings) -> Section:
     section.charts.append((charts.roc(lines), caption))
     section.head = ("backbone", "image AUROC", "95 % interval", "sensitivity", "specificity")
     section.table = table
+    together = "images of one patient" if found.after.patients else "slices of one file"
     section.texts.append(
-        "The interval is that of other test images like these; slices of one file are drawn together. "
+        f"The interval is that of other test images like these; {together} are drawn together. "
         "Sensitivity and specificity are at the threshold."
     )
     return section

@@ -101,13 +101,18 @@ def test_a_report_looks_into_each_medical_file_once(
     monkeypatch.chdir(tmp_path)
     (root,) = phantom_root.iterdir()
     place = "anomalib_msacl.data.MedicalFolder"
-    folder = run(config, root, {"val_split_mode": "none", "seed": 0}, place, limit_val_batches=0)
+    data = {"val_split_mode": "none", "seed": 0, "patient_pattern": r"^(.*)\d\.png$"}
+    folder = run(config, root, data, place, limit_val_batches=0)
     seen, inspect = [], ImageReader.inspect
     monkeypatch.setattr(ImageReader, "inspect", lambda self, path: seen.append(path) or inspect(self, path))
     found = findings.gather(folder)
     assert found.missing == {}
     assert found.before is not None
     assert len(seen) == len(set(seen)) == 32
+    assert found.after is not None
+    whose = [Path(path).relative_to(root).as_posix()[:-5] for path in found.after.paths]
+    assert found.after.groups == found.before.groups == whose
+    assert "images of one patient are drawn together" in " ".join(results(found).texts)
 
 
 def test_a_split_without_a_seed_is_known(tmp_path: Path) -> None:

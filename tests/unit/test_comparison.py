@@ -25,7 +25,7 @@ from anomalib_msacl.cli import main
 from anomalib_msacl.comparison import Trial, find_layout, interval, resampled_difference, summary, write_scores
 from anomalib_msacl.comparison import trials as trials_module
 from anomalib_msacl.comparison.configured import Configured
-from anomalib_msacl.comparison.outcome import Outcome, outcome_of
+from anomalib_msacl.comparison.outcome import Outcome, joined, outcome_of
 from anomalib_msacl.comparison.resampling import draw, strata
 from anomalib_msacl.comparison.roc import roc_band
 from anomalib_msacl.medical import MedicalFolder
@@ -97,6 +97,23 @@ def test_the_auroc_of_pixels_is_that_of_scikit_learn() -> None:
     assert replace(found, masks=torch.zeros_like(masks)).without_maps().pixel_auroc is None
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e9])
+def test_the_auroc_of_pixels_is_the_same_for_maps_of_any_scale(scale: float) -> None:
+    """A product of distances can be 1e-10, as that of STFPM, and a likelihood can be beyond what 16 bits hold."""
+    maps = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)) + 0.1
+    masks = maps[:, 0] + torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(1)) > 1.4
+    maps[:2] /= 100
+    fields = {"image_path": None, "gt_label": None, "pred_label": None, "pred_score": torch.zeros(2)}
+    parts = [
+        outcome_of(SimpleNamespace(**fields, anomaly_map=maps[rows] * scale, gt_mask=masks[rows]))
+        for rows in (slice(2), slice(2, 4))
+    ]
+    expected = roc_auc_score(masks.flatten(), maps.flatten())
+    assert joined(parts).without_maps().pixel_auroc == pytest.approx(expected, abs=1e-3)
+    if scale == 1:  # where there is a threshold, maps are drawn by their values
+        assert joined(parts, 0.5).maps.float().numpy() == pytest.approx(maps[:, 0].numpy(), rel=1e-3)
+
+
 def test_slices_of_a_file_are_one_thing_to_the_intervals() -> None:
     """Each image three times over, as three slices of a file, is no more than each image once."""
     first, second = [scores(0, 2)], [scores(0, 0.5)]
@@ -109,8 +126,9 @@ def test_slices_of_a_file_are_one_thing_to_the_intervals() -> None:
     assert band.bounds == pytest.approx(roc_band(first[0], LABELS, 50).bounds)
     # In pictures of a report and of a comparison, too.
     made = outcome(thrice[0][0], np.repeat(LABELS, 3), files)
-    assert made.files == files
-    assert outcome(first[0]).files == [f"{index}.png" for index in range(len(LABELS))]
+    assert made.groups == files
+    assert outcome(first[0]).groups == [f"{index}.png" for index in range(len(LABELS))]
+    assert replace(made, patients=["P"] * len(LABELS)).groups == ["P"] * len(LABELS)
 
 
 def test_normal_slices_of_abnormal_files_are_drawn_with_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import itertools
 import json
 import logging
 import re
@@ -337,6 +338,26 @@ def test_duplicates_are_found_by_their_pixels(root, caplog):
     caplog.clear()
     ready(root, duplicates="ignore")
     assert not caplog.text
+
+
+def test_copies_are_never_on_two_sides_of_a_split(tmp_path):
+    for index in range(8):
+        write_png(tmp_path / f"good/p{index}/{index}.png", index)
+        Image.open(tmp_path / f"good/p{index}/{index}.png").save(tmp_path / f"good/p{index}/copy.bmp")
+    Image.open(tmp_path / "good/p0/0.png").save(tmp_path / "good/p1/other.png")  # two patients with one image
+    options = {"abnormal_dir": None, "normal_test_dir": None, "mask_dir": None, "test_split_ratio": 0.3}
+    for seed, pattern in itertools.product(range(2), (None, r"/(p\d)/")):
+        folder = ready(tmp_path, val_split_mode="from_train", seed=seed, patient_pattern=pattern, **options)
+        parts = [set(data.samples["pixels"]) for data in (folder.train_data, folder.val_data, folder.test_data)]
+        assert all(parts)
+        assert sum(map(len, parts)) == len(set().union(*parts)) == 8
+
+
+def test_copies_leave_enough_images_for_a_validation_with_lesions(root):
+    for index in range(8):
+        Image.open(root / "good/p0/0.png").save(root / f"good/p0/copy{index}.bmp")
+    folder = ready(root, val_split_mode="medmix", val_split_ratio=0.1)
+    assert folder.val_data.samples["pixels"].nunique() > 1
 
 
 def test_differing_windows_are_warned_about(tmp_path, caplog):

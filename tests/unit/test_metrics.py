@@ -121,6 +121,16 @@ def test_a_resample_has_the_area_that_anomalib_gives_it():
     assert pixel_figures(gather(given).select(rows))["pixel_AUPRO"] == pytest.approx(float(theirs.compute()), abs=4e-3)
 
 
+def test_a_resample_without_the_images_of_high_maps_has_an_area_up_to_the_limit():
+    map_ = torch.rand(12, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.3
+    map_[:6] += 0.4  # as of another scanner
+    mask = torch.zeros(12, 32, 32, dtype=torch.bool)
+    mask[::3, 8:16, 8:16] = True
+    map_[mask] = 2
+    evidence = gather({"score": map_.flatten(1).amax(1), "label": mask.flatten(1).any(1), "map": map_, "mask": mask})
+    assert pixel_figures(evidence.select(torch.arange(6, 12)))["pixel_AUPRO"] == pytest.approx(1, abs=2e-3)
+
+
 def test_missing_classes_masks_and_thresholds_give_no_figures():
     score, label = scores()
     normal = image_figures(Evidence(score, torch.zeros_like(label), score > 43))
