@@ -34,6 +34,13 @@ _UNSAFE = (
     "has written"
 )
 
+# What anomalib says of paths that its datamodules and `predict` refuse.
+_PATH = re.compile(r"Path (?:contains non-printable characters|is too long): (.*)", re.DOTALL)
+_REFUSED_PATH = (
+    "anomalib reads paths of up to 512 plain ASCII characters only, and not {}: rename it, or take what reads any "
+    "path, the datamodule anomalib_msacl.data.MedicalFolder or the command anomalib-msacl screen"
+)
+
 # Of a folder, or a disk.
 _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS}
 
@@ -129,6 +136,12 @@ def _unknown_backbone(error: BaseException) -> str:
     return _UNKNOWN_BACKBONE.format(found.group(1) if found else "")
 
 
+def _refused_path(error: BaseException) -> str:
+    """Return the sentence for a path that anomalib does not read."""
+    found = _PATH.search(str(error))
+    return str(InputError(_REFUSED_PATH.format(found.group(1) if found else "")))
+
+
 def _not_writable(error: BaseException) -> str:
     """Return the sentence for a file that cannot be written."""
     named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # the second is where it goes to
@@ -141,6 +154,7 @@ _OF_OTHERS: tuple[tuple[Any, Callable[[Any], bool], Callable[[BaseException], st
     # of huggingface_hub, whose import takes its time; jsonargparse quotes it
     (Exception, lambda error: type(error).__name__ == "LocalEntryNotFoundError", lambda _: _UNREACHABLE),
     ((TypeError, ValueError), _quotes("trying to locate the file on the Hub"), lambda _: _UNREACHABLE),
+    (ValueError, _quotes(_PATH.pattern), _refused_path),
     (OSError, lambda error: error.errno in _NOT_WRITABLE, _not_writable),
     (
         RuntimeError,

@@ -146,6 +146,7 @@ def test_a_message_that_another_error_quotes_is_found() -> None:
     [
         (RuntimeError("Unknown model (resnt18)"), "unknown backbone 'resnt18'"),
         (type("LocalEntryNotFoundError", (Exception,), {})("offline"), "the model hub is out of reach"),
+        (ValueError("Path contains non-printable characters: /a/Prüfling"), "anomalib reads paths of up to 512 plain"),
         (ValueError("something else"), ""),
     ],
 )
