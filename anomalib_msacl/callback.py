@@ -24,6 +24,7 @@ from anomalib_msacl.backbone import Encoder, Provenance, create_backbone
 from anomalib_msacl.backbone.folder import check_name, check_place, is_intact, remove_leftovers
 from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
+from anomalib_msacl.checkpoints import keep_tiling
 from anomalib_msacl.compat import inner_trainer, isolated_random
 from anomalib_msacl.data.checks import check_datamodule, check_validation
 from anomalib_msacl.data.looks import SEEN
@@ -101,6 +102,12 @@ class MsaclPretraining(Callback):
         """Let a command line end in one sentence instead of a traceback where the input is at fault."""
         del trainer, pl_module
         show_in_one_line(exception)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a checkpoint know of the tiles of its model, which scores other things without them."""
+        del trainer
+        if isinstance(pl_module, AnomalibModule):
+            keep_tiling(pl_module, checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pre-train and hand over; not in ``setup``, where a checkpoint to resume from is not known yet."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from anomalib.data.utils.tiler import ImageUpscaleMode, Tiler
 from anomalib.models.components import AnomalibModule
 from anomalib.pre_processing import PreProcessor
 from anomalib.utils.serialization import anomalib_safe_globals
@@ -14,6 +15,8 @@ from anomalib.utils.serialization import anomalib_safe_globals
 from anomalib_msacl.backbone.tensors import exists
 from anomalib_msacl.errors import InputError, first_line
 
+TILING = "msacl_tiling"
+"""Entry of a checkpoint with the settings of the tiles that its model was fitted on."""
 _WORDS = {"best", "last", "hpc", "registry"}  # that Lightning takes for a path
 
 
@@ -64,7 +67,7 @@ def restored(
         if checkpoint.get("anomalib_pre_processor_config") is not None:
             parts["pre_processor"] = parts.get("pre_processor") or PreProcessor()
             parts["pre_processor"].load_checkpoint_config(checkpoint["anomalib_pre_processor_config"])
-        return kind.load_from_checkpoint(path, map_location="cpu", **parts)
+        model = kind.load_from_checkpoint(path, map_location="cpu", **parts)
     except InputError:
         raise
     except Exception as error:  # constructors and state dicts fail in many ways
@@ -72,6 +75,8 @@ def restored(
             f"{path} is no checkpoint of {kind.__name__} that this anomalib can load ({first_line(error)}): name the "
             f"class that was trained by {option}, and use the anomalib that trained it"
         ) from error
+    restore_tiling(model, checkpoint)
+    return model
 
 
 def check_checkpoint(model: AnomalibModule, path: str | Path) -> None:
@@ -86,3 +91,31 @@ def check_checkpoint(model: AnomalibModule, path: str | Path) -> None:
     """
     if str(path) not in _WORDS and "://" not in str(path):
         read_checkpoint(Path(path), [type(model)])
+
+
+def keep_tiling(model: AnomalibModule, checkpoint: dict[str, Any]) -> None:
+    """Put into a checkpoint how its model divides images into tiles; anomalib leaves that to a callback.
+
+    Args:
+        model: Of anomalib.
+        checkpoint: Changed in place where the model has tiles.
+    """
+    tiler = getattr(model.model, "tiler", None)
+    if isinstance(tiler, Tiler):
+        checkpoint[TILING] = {
+            "tile_size": [tiler.tile_size_h, tiler.tile_size_w],
+            "stride": [tiler.stride_h, tiler.stride_w],
+            "remove_border_count": tiler.remove_border_count,
+            "mode": ImageUpscaleMode(tiler.mode).value,
+        }
+
+
+def restore_tiling(model: AnomalibModule, checkpoint: dict[str, Any]) -> None:
+    """Let a model divide images into tiles as it did when its checkpoint was written.
+
+    Args:
+        model: Changed in place where the checkpoint knows of tiles.
+        checkpoint: That it was loaded from.
+    """
+    if settings := checkpoint.get(TILING):
+        cast("Any", model.model).tiler = Tiler(**{**settings, "mode": ImageUpscaleMode(settings["mode"])})

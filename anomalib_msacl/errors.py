@@ -34,6 +34,19 @@ _UNSAFE = (
     "has written"
 )
 
+# What anomalib says of paths that its datamodules and `predict` cannot read, and what a person can do about it.
+_PATHS = {
+    r"Path (?:contains non-printable characters|is too long): (.*)": (
+        "anomalib reads paths of up to 512 plain ASCII characters only, and not {}: rename it, or take what reads any "
+        "path, the datamodule anomalib_msacl.data.MedicalFolder or the command anomalib-msacl screen"
+    ),
+    r"Path does not exist: (.*)": "{} is missing: name a file or folder that exists",
+    r"Found 0 images in (.*)": (
+        "{} has no images that anomalib reads, such as PNG and JPEG: name a folder of some, or take the command "
+        "anomalib-msacl screen, which reads DICOM and NIfTI, too"
+    ),
+}
+
 # Of a folder, or a disk.
 _NOT_WRITABLE = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS}
 
@@ -129,6 +142,12 @@ def _unknown_backbone(error: BaseException) -> str:
     return _UNKNOWN_BACKBONE.format(found.group(1) if found else "")
 
 
+def _refused_path(error: BaseException) -> str:
+    """Return the sentence for a path that anomalib cannot read."""
+    found = ((re.search(said, str(error), re.DOTALL), sentence) for said, sentence in _PATHS.items())
+    return next(str(InputError(sentence.format(match.group(1)))) for match, sentence in found if match)
+
+
 def _not_writable(error: BaseException) -> str:
     """Return the sentence for a file that cannot be written."""
     named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # the second is where it goes to
@@ -141,6 +160,7 @@ _OF_OTHERS: tuple[tuple[Any, Callable[[Any], bool], Callable[[BaseException], st
     # of huggingface_hub, whose import takes its time; jsonargparse quotes it
     (Exception, lambda error: type(error).__name__ == "LocalEntryNotFoundError", lambda _: _UNREACHABLE),
     ((TypeError, ValueError), _quotes("trying to locate the file on the Hub"), lambda _: _UNREACHABLE),
+    ((FileNotFoundError, ValueError), _quotes("|".join(_PATHS)), _refused_path),
     (OSError, lambda error: error.errno in _NOT_WRITABLE, _not_writable),
     (
         RuntimeError,

@@ -25,6 +25,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import CenterCrop, Compose, Resize, Transform
 
+from anomalib_msacl.checkpoints import restore_tiling
 from anomalib_msacl.compat import exporting_with, without_antialiasing
 from anomalib_msacl.errors import InputError
 
@@ -51,6 +52,7 @@ def antialiased_exports() -> Iterator[None]:
 
     def loaded(model: Any, checkpoint: dict[str, Any]) -> None:
         known[model] = Record.of_checkpoint(checkpoint)
+        restore_tiling(model, checkpoint)
 
     def written(model: Any, file: Path) -> None:
         describe(model, known.get(model) or Record.of_trainer(model)).write(file)

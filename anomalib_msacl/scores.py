@@ -92,7 +92,7 @@ class ScoresCsv(Callback):
             path = path.with_stem(f"{path.stem}-{trainer.global_rank}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._open = path.open("w", encoding="utf-8", newline="")
+            self._open = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         except OSError as error:
             raise InputError(f"ScoresCsv cannot write {path} ({error.strerror}): set file to another path") from error
         self._written = 0

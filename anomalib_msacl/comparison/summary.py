@@ -31,7 +31,7 @@ def summary(trials: Sequence[Trial]) -> str:
 
 def write_scores(trials: Sequence[Trial], path: Path) -> None:
     """Write a row for every model, seed, backbone and test image: file, frame, label and score."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["model", "seed", "backbone", "image", "frame", "label", "score"])
         for trial in trials:

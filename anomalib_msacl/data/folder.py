@@ -32,7 +32,7 @@ class CheckedFolder(MedMixSplit, Folder):
     Raises:
         InputError: If ``val_split_mode`` does not exist; from ``setup()``, when ``root`` or a named folder is missing
             or cannot be listed, when a folder has no image or one that is no regular file, or when abnormal images
-            have not exactly one mask of their name each.
+            have not exactly one mask of their name each, in the folder that belongs to theirs.
     """
 
     def __init__(
@@ -86,10 +86,27 @@ class CheckedFolder(MedMixSplit, Folder):
                 f"mask_dir '{self.mask_dir}' has {len(masks)} and abnormal_dir '{self.abnormal_dir}' has "
                 f"{len(abnormal)} images below '{root}': {remedy}",
             )
-        pairs = zip(*(sorted(path.absolute() for path in paths) for paths in (abnormal, masks)), strict=True)
+        pairs = list(zip(*(sorted(path.absolute() for path in paths) for paths in (abnormal, masks)), strict=True))
         odd = [f"{mask.name} with {image.name}" for image, mask in pairs if image.stem not in mask.stem]
         if odd:
             raise InputError(
                 f"masks and abnormal images below '{root}' do not pair up in the order of their names, "
                 f"{name_some(odd)}: {remedy}"
+            )
+        ours, theirs = (
+            [(root / folder).absolute() for folder in as_list(named)] for named in (self.abnormal_dir, self.mask_dir)
+        )
+        if len(ours) != len(theirs):
+            return  # masks of all folders lie in one
+        partners = list(zip(ours, theirs, strict=True))
+        strays = [
+            f"{mask.relative_to(mask.parents[1])} with {image.relative_to(image.parents[1])}"
+            for image, mask in pairs
+            if not any(image.is_relative_to(its) and mask.is_relative_to(own) for its, own in partners)
+        ]
+        if strays:
+            raise InputError(
+                f"masks and abnormal images below '{root}' pair up in the order of their paths, by which some are of "
+                f"other folders, {name_some(strays)}: name the folders of mask_dir like those of abnormal_dir, with as "
+                "many images each"
             )

@@ -145,7 +145,9 @@ def _after(found: Findings, model: AnomalibModule, data: AnomalibDataModule | No
     if checkpoint is None:
         found.missing["scores"] = "The run has no checkpoint in weights/lightning, so nothing can be scored."
     elif data is not None:
-        with _engine(found.run) as engine:
+        callbacks = found.attempt("run", "The callbacks cannot be built", found.run.config.callbacks) or []
+        tiles = [each for each in callbacks if isinstance(each, TilerConfigurationCallback)]
+        with _engine(found.run, callbacks=tiles) as engine:
             found.after = found.attempt(
                 "scores", "The test images could not be scored", lambda: predict(engine, model, data, str(checkpoint))
             )

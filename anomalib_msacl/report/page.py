@@ -42,7 +42,7 @@ def write_report(run: str | Path, out: str | Path | None = None, before: bool = 
         raise InputError(f"cannot write {path}; name a file in a folder that exists.")
     text = render(gather(run, before))
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}); name a file in a folder that exists.") from error
     return path

@@ -15,7 +15,8 @@ import pytest
 import timm
 import torch
 import torchvision
-from anomalib.models import Cflow, Ganomaly, Padim, Stfpm
+from anomalib.callbacks import TilerConfigurationCallback
+from anomalib.models import Cflow, Ganomaly, Padim, Patchcore, Stfpm
 from anomalib.models.components import TimmFeatureExtractor
 from anomalib.pre_processing import PreProcessor
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 from anomalib_msacl import InputError, MsaclPretraining, Recipe
 from anomalib_msacl.backbone import Provenance, create_backbone, save_backbone
 from anomalib_msacl.callback import _Split
+from anomalib_msacl.checkpoints import read_checkpoint, restored
+from anomalib_msacl.export import antialiased_exports
 from anomalib_msacl.pretraining import Questions, Score
 from anomalib_msacl.pretraining.lightning_model import PretrainingModule
 from anomalib_msacl.recipe import ChoiceRecipe, WhiteningRecipe
@@ -314,6 +317,25 @@ def test_resuming_the_detector_pre_trains_nothing(
     assert not (tmp_path / "unused").exists()
     one, two = tensors(first), tensors(second)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_checkpoint_brings_its_tiles_back(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path
+) -> None:
+    """anomalib keeps them in a callback, without which the same weights score other things."""
+    tiles = TilerConfigurationCallback(enable=True, tile_size=32, stride=32)
+    model = make_patchcore()
+    engine = make_engine(callbacks=[tiles, callback(recipe=make_recipe(max_steps=0))], max_epochs=1)
+    engine.fit(model, datamodule=phantom(phantom_root, seed=0))
+    path = Path(engine.best_model_path)
+    image = torch.rand(1, 3, 64, 64)
+    expected = model.eval().model(image).anomaly_map
+    with antialiased_exports():
+        exported = Patchcore.load_from_checkpoint(path)
+    for loaded in (restored(Patchcore, path, read_checkpoint(path, [Patchcore]), "--model"), exported):
+        assert torch.equal(loaded.eval().model(image).anomaly_map, expected)
+        loaded.model.tiler = None
+        assert not torch.equal(loaded.model(image).anomaly_map, expected)
 
 
 def test_padim_and_a_transformer_work_too(

@@ -1,6 +1,7 @@
 """Bad input is named in one sentence, by the data checks and on the command line."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -248,3 +249,13 @@ def test_several_folders_of_abnormal_images_keep_their_masks(root: Path) -> None
     for image, mask in zip(abnormal.image_path, abnormal.mask_path, strict=True):
         assert Path(mask).parent.name == Path(image).parent.name
         assert Path(mask).stem == f"{Path(image).stem}_mask"
+
+
+def test_masks_of_a_folder_in_another_order_of_names_are_refused(root: Path) -> None:
+    """anomalib pairs by the order of all paths: equal names, and the masks of another folder."""
+    for kind, masks in (("scratch", "a"), ("bent", "b")):
+        shutil.copytree(root / "bad", root / "test" / kind)
+        shutil.copytree(root / "masks", root / "truth" / masks)
+    message = message_of(ready, root, abnormal_dir=["test/scratch", "test/bent"], mask_dir=["truth/a", "truth/b"])
+    assert re.search(r"\ba/000\.\w+ with bent/000\.\w+", message)
+    assert "name the folders of mask_dir like those of abnormal_dir" in message

@@ -146,6 +146,10 @@ def test_a_message_that_another_error_quotes_is_found() -> None:
     [
         (RuntimeError("Unknown model (resnt18)"), "unknown backbone 'resnt18'"),
         (type("LocalEntryNotFoundError", (Exception,), {})("offline"), "the model hub is out of reach"),
+        (ValueError("Path contains non-printable characters: /a/Prüfling"), "anomalib reads paths of up to 512 plain"),
+        (FileNotFoundError("Path does not exist: /a/b"), "/a/b is missing: name a file or folder that exists"),
+        (ValueError("Found 0 images in /a/b"), "/a/b has no images that anomalib reads"),
+        (FileNotFoundError(2, "No such file or directory"), ""),
         (ValueError("something else"), ""),
     ],
 )

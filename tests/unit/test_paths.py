@@ -1,20 +1,28 @@
-"""``~`` in the paths of a configuration, which no shell has seen."""
+"""``~`` in the paths of a configuration, which no shell has seen, and names of files that are no text."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from anomalib_msacl import Igd, MsaclPretraining, ScoresCsv
 from anomalib_msacl.backbone import create_backbone, save_backbone
+from anomalib_msacl.backbone.card import CardFacts
 from anomalib_msacl.cli import _with_paths, main
+from anomalib_msacl.comparison import Trial, write_scores
+from anomalib_msacl.comparison.outcome import outcome_of
 from anomalib_msacl.data import CheckedFolder, HyperKvasir, MedicalFolder, MedMixDataset, Phantom
 from anomalib_msacl.paths import at_home, with_home
+from anomalib_msacl.report import page
 
 
 @pytest.fixture
@@ -92,3 +100,21 @@ def test_configurations_of_anomalibs_own_commands_are_found(home: Path) -> None:
     (home / "mine.yaml").touch()
     assert _with_paths(["train", "--config=~/mine.yaml"]) == ["train", f"--config={home / 'mine.yaml'}"]
     assert _with_paths(["train", "--config=~/other.yaml"]) == ["train", "--config=~/other.yaml"]
+
+
+def test_names_that_are_no_utf8_end_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As unpacked archives of other systems have them; ``screen`` takes them as well."""
+    name = os.fsdecode(b"Pr\xfcfling.png")
+    batch: Any = SimpleNamespace(image=[0], image_path=[name])
+    batch.pred_score, batch.gt_label = torch.tensor([0.5]), torch.tensor([1])
+    batch.pred_label = batch.anomaly_map = batch.gt_mask = None
+    callback, trainer = ScoresCsv(tmp_path / "scores.csv"), cast("Any", SimpleNamespace(global_rank=0))
+    callback.on_predict_start(trainer, nn.Identity())
+    callback.on_predict_batch_end(trainer, nn.Identity(), batch)
+    callback.on_predict_end(trainer, nn.Identity())
+    write_scores([Trial("Padim", 0, outcome_of(batch), None, CardFacts({}))], tmp_path / "compared.csv")
+    for table in ("scores.csv", "compared.csv"):
+        assert b"Pr\xfcfling.png" in (tmp_path / table).read_bytes()
+    monkeypatch.setattr(page, "gather", lambda *_: None)
+    monkeypatch.setattr(page, "render", lambda _: name)
+    assert page.write_report(tmp_path).read_text(encoding="utf-8") == "Pr?fling.png"

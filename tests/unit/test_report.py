@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from anomalib.callbacks import TilerConfigurationCallback
 from PIL import Image, ImageChops
 from torchvision.transforms.v2.functional import pil_to_tensor
 from torchvision.utils import save_image
@@ -17,7 +22,8 @@ from anomalib_msacl import InputError
 from anomalib_msacl.cli import config_path, main
 from anomalib_msacl.lesions import LesionMixture
 from anomalib_msacl.recipe import LesionRecipe
-from anomalib_msacl.report import lesion_sheet
+from anomalib_msacl.report import findings, lesion_sheet
+from anomalib_msacl.report.run import Run
 from anomalib_msacl.report.sheet import write_lesion_sheet
 from tests.medical_files import tissue, write_dicom, write_nifti
 
@@ -138,3 +144,23 @@ def test_a_configuration_without_a_recipe_is_told(folder: Path, tmp_path: Path) 
     (tmp_path / "other.yaml").write_text("model: {class_path: anomalib.models.Padim}\n")
     with pytest.raises(InputError, match=r"other\.yaml has neither MsaclPretraining nor Msacl; name a configuration"):
         write_lesion_sheet(folder, tmp_path / "sheet.png", config=tmp_path / "other.yaml")
+
+
+def test_a_run_on_tiles_is_scored_on_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = {"class_path": "anomalib.callbacks.TilerConfigurationCallback", "init_args": {"enable": True}}
+    (tmp_path / "config.yaml").write_text(
+        json.dumps({"model": {"class_path": "Padim"}, "trainer": {"callbacks": [tiles]}})
+    )
+    (tmp_path / "weights/lightning").mkdir(parents=True)
+    (tmp_path / "weights/lightning/model.ckpt").touch()
+    seen: list[Any] = []
+
+    @contextmanager
+    def engine(**options: Any) -> Iterator[None]:
+        seen.extend(options["callbacks"])
+        yield
+
+    monkeypatch.setattr(findings, "quiet_engine", engine)
+    monkeypatch.setattr(findings, "predict", lambda *_: None)
+    findings._after(findings.Findings(Run.open(tmp_path)), cast("Any", None), cast("Any", object()))
+    assert [type(each) for each in seen] == [TilerConfigurationCallback]
