@@ -152,7 +152,7 @@ def _exporting(
             pre_processor.export_transform = version(transform)
         _EXPORTING.add(model)
         try:
-            with nullcontext() if export.__name__ == "to_torch" else _out_of_place(model):
+            with nullcontext() if export.__name__ == "to_torch" else _traceable(model):
                 file = export(model, *args, **kwargs)
         finally:
             _EXPORTING.discard(model)
@@ -164,18 +164,33 @@ def _exporting(
     return wrapped
 
 
-@contextmanager
-def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """Let activations compute out of place, which changes no value.
+class _Unlimited:
+    """A number that is as large as any other, symbols of an export too: what compares itself with one asks it."""
 
-    In place, torch takes twice as long to trace an EfficientNet.
+    def __ge__(self, _: object) -> bool:
+        return True
+
+
+@contextmanager
+def _traceable(model: nn.Module) -> Iterator[None]:
+    """Let activations compute out of place and PatchCore search for all patches at once, which changes no value.
+
+    In place, torch takes twice as long to trace an EfficientNet. PatchCore searches for 1024 patches at a time: torch
+    would write as many searches as two images need, into a network for batches of two only if they are several, and
+    otherwise trace the network twice, to find how many images need one.
     """
+    from anomalib.models.image.patchcore import torch_model  # noqa: PLC0415  # brings all models along
+
+    patchcore: Any = torch_model
+    limit = patchcore.DEFAULT_CHUNK_SIZE
     in_place: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     for module in in_place:
         module.inplace = False
+    patchcore.DEFAULT_CHUNK_SIZE = _Unlimited()
     try:
         yield
     finally:
+        patchcore.DEFAULT_CHUNK_SIZE = limit
         for module in in_place:
             module.inplace = True
 

@@ -171,6 +171,28 @@ def test_activations_compute_out_of_place_while_they_are_traced(
     assert in_place(exported) == in_place(model) == {True}
 
 
+def test_patchcore_is_exported_for_batches_of_any_size(
+    make_patchcore: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """anomalib searches for 1024 patches at a time, which torch writes for the two images of its example."""
+    images, seen = torch.rand(5, 3, 70, 90), []
+
+    @torch.no_grad()
+    def export(model: Any, args: Any, f: str, dynamic_shapes: Any, **_: Any) -> None:
+        program = torch.export.export(model, args, dynamic_shapes=dynamic_shapes)  # refuses sides that have limits
+        seen.append((program.module()(images), model(images)))
+        Path(f).touch()
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    model = make_patchcore(layers=["layer1"])  # 256 patches of an image
+    model.model.memory_bank = torch.rand(20, model.model.feature_extractor.out_dims[0])
+    with antialiased_exports():
+        model.to_onnx(tmp_path)
+    ((found, expected),) = seen
+    for name in ("pred_score", "anomaly_map"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
 def test_the_scope_ends_with_an_error_too(make_patchcore: Callable[..., Any], tmp_path: Path) -> None:
     model = make_patchcore(pre_processor=PreProcessor(Resize(8, max_size=20)))
     usual, method = model.pre_processor.export_transform, ExportMixin.to_onnx
