@@ -62,6 +62,11 @@ class Outcome:
         """The patient of each image, for intervals, or its file; an image without either stands for itself."""
         return list(self.patients) or [path or row for row, path in enumerate(self.paths)]
 
+    def shifted(self, shift: int) -> Outcome:
+        """Return the same with maps that are multiplied by another power of two."""
+        maps = None if self.maps is None else self.maps * 2.0 ** (shift - self.shift)
+        return replace(self, maps=maps, shift=shift)
+
     @property
     def has_both(self) -> bool:
         """Whether there are normal and abnormal images."""
@@ -163,14 +168,11 @@ def joined(parts: Sequence[Outcome], threshold: float | None = None) -> Outcome:
         threshold: Score above which an image is called abnormal; maps with one keep their values.
     """
     shift = min(part.shift for part in parts) if threshold is None else 0
+    parts = [part.shifted(shift) for part in parts]
 
     def all_of(field: str) -> Tensor | None:
         found = [getattr(part, field) for part in parts]
-        if any(each is None for each in found):
-            return None
-        if field == "maps":
-            found = [each * 2.0 ** (shift - part.shift) for each, part in zip(found, parts, strict=True)]
-        return torch.cat(found)
+        return None if any(each is None for each in found) else torch.cat(found)
 
     return Outcome(
         paths=[path for part in parts for path in part.paths],

@@ -66,10 +66,10 @@ def _tested(trials: Sequence[Trial]) -> Iterator[str]:
     yield ""
     yield "The interval over seeds is that of other trainings on these images; the one over images is that of other"
     yield "images like these. Neither speaks of another scanner, another site or another disease."
-    files = [] if first is None else first.groups
-    if len(set(files)) < len(files):
+    groups = [] if first is None else first.groups
+    if len(set(groups)) < len(groups):
         yield "Slices of one file are drawn together, since they are not independent of each other."
-    if min(map(len, strata(labels, files))) < _FEW:
+    if min(map(len, strata(labels, groups))) < _FEW:
         yield f"With fewer than {_FEW} images of a class, expect the interval over images to be too narrow."
 
 

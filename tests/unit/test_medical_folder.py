@@ -117,6 +117,7 @@ def test_files_of_all_kinds_stand_side_by_side(tmp_path):
 
 def test_files_without_an_ending_are_opened_once_more_than_others(tmp_path, monkeypatch):
     """For the first bytes, which say that they are DICOM; all steps of a setup share what was read."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # several threads may leave the header of a file among the last ones
     opened = []
     for module, original in ((builtins, builtins.open), (io, io.open)):
 
@@ -135,7 +136,7 @@ def test_files_without_an_ending_are_opened_once_more_than_others(tmp_path, monk
         options = {"patient_tag": "PatientID", "val_split_mode": "none", "test_split_mode": "none"}
         MedicalFolder("mine", root, "good", **options).setup()
         times[ending] = {opened.count(str(path)) for path in paths}
-    assert max(times[""]) <= max(times[".dcm"]) + 1
+    assert times[""] == {number + 1 for number in times[".dcm"]}
 
 
 def test_slices_with_and_without_a_lesion(tmp_path):
