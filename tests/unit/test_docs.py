@@ -109,6 +109,11 @@ def test_the_pages_of_all_names_are_up_to_date() -> None:
     assert texts == script("api_page").pages(), "run: python scripts/api_page.py"
 
 
+def test_the_summaries_of_the_results_are_those_of_the_tables() -> None:
+    for path, text in script("results_summary").pages().items():
+        assert path.read_text(encoding="utf-8") == text, "run: python scripts/results_summary.py"
+
+
 @pytest.mark.parametrize("path", PAGES, ids=named)
 def test_links_lead_somewhere(path: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
