@@ -149,6 +149,8 @@ def test_a_message_that_another_error_quotes_is_found() -> None:
         (ValueError("Path contains non-printable characters: /a/Prüfling"), "anomalib reads paths of up to 512 plain"),
         (FileNotFoundError("Path does not exist: /a/b"), "/a/b is missing: name a file or folder that exists"),
         (ValueError("Found 0 images in /a/b"), "/a/b has no images that anomalib reads"),
+        (NotADirectoryError(20, "Not a directory", "/a/b"), "/a/b: a part of this path is a file and no folder"),
+        (NotADirectoryError(20, "Not a directory"), ""),
         (FileNotFoundError(2, "No such file or directory"), ""),
         (ValueError("something else"), ""),
     ],
