@@ -208,7 +208,7 @@ def is_stopping(trainer: Trainer) -> bool:
 def has_trained_to_its_end(trainer: Trainer) -> bool:
     """Whether a trainer has trained before and has nothing left to do: its next fit makes no step."""
     loop = trainer.fit_loop
-    return loop.epoch_progress.total.started > 0 and loop.done
+    return loop.epoch_progress.total.ready > 0 and loop.done
 
 
 def before_saving(trainer: Trainer, act: Callable[[], None]) -> None:
