@@ -10,6 +10,8 @@ from anomalib.cli.cli import AnomalibCLI
 from anomalib.data import AnomalibDataModule
 from anomalib.loggers import configure_logger
 from anomalib.models.components import AnomalibModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 
 import anomalib_msacl.detectors.igd
 import anomalib_msacl.detectors.msacl  # noqa: F401  # are known by their names then
@@ -24,6 +26,7 @@ from anomalib_msacl.scores import ScoresCsv
 logger = logging.getLogger(__name__)
 
 _SPLITTING = ("train", "fit", "validate", "test")
+_TRAINING = ("train", "fit")
 _FROM_CHECKPOINT = ("validate", "test", "predict", "export")
 
 
@@ -78,7 +81,22 @@ class CommandLine(AnomalibCLI):
         callbacks = list(found) if isinstance(found, list | tuple) else [found]  # anomalib takes a single one, too
         if self.subcommand == "predict" and not any(isinstance(each, ScoresCsv) for each in callbacks):
             trainer["callbacks"] = [*callbacks, ScoresCsv()]
+        elif self.subcommand in _TRAINING and trainer.get("logger") and not trainer.get("fast_dev_run"):
+            parser: Any = self.subcommand_parsers[self.subcommand]
+            config = _ConfigInResults(parser, self.config[self.subcommand], overwrite=True, save_to_log_dir=False)
+            trainer["callbacks"] = [*callbacks, config]
         super().instantiate_engine()
+
+
+class _ConfigInResults(SaveConfigCallback):
+    """Saves ``config.yaml`` beside the checkpoint, too, where ``report`` looks: loggers keep it in their own folder."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it; called on the first process only."""
+        del pl_module, stage
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
 
 
 def _of_checkpoint(model: AnomalibModule, path: Path) -> AnomalibModule:

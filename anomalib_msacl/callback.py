@@ -25,7 +25,7 @@ from anomalib_msacl.backbone.folder import check_name, check_place, is_intact, r
 from anomalib_msacl.backbone.sources import parse_source
 from anomalib_msacl.backbone.tensors import digest
 from anomalib_msacl.checkpoints import keep_tiling
-from anomalib_msacl.compat import inner_trainer, isolated_random
+from anomalib_msacl.compat import has_trained_to_its_end, inner_trainer, isolated_random
 from anomalib_msacl.data.checks import check_datamodule, check_validation
 from anomalib_msacl.data.looks import SEEN
 from anomalib_msacl.data.samples import content_of
@@ -114,6 +114,13 @@ class MsaclPretraining(Callback):
         self.directory = None
         if trainer.ckpt_path is not None:
             logger.info("MSACL: resuming from a checkpoint, which brings its backbone along; nothing is pre-trained.")
+            return
+        if has_trained_to_its_end(trainer):  # other weights under what the detector has learned would spoil it
+            logger.warning(
+                "MSACL: this trainer has made all its epochs or steps before and fits nothing more, so the backbone of "
+                "%s stays as it is; make a new engine and a new model to fit again.",
+                type(pl_module).__name__,
+            )
             return
         with isolated_random():  # whether weights are trained or reused, the detector draws the same numbers
             self._hand_over(trainer, *_known(pl_module, trainer))

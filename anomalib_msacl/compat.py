@@ -205,6 +205,12 @@ def is_stopping(trainer: Trainer) -> bool:
     return trainer.should_stop and trainer.fit_loop._can_stop_early  # noqa: SLF001
 
 
+def has_trained_to_its_end(trainer: Trainer) -> bool:
+    """Whether a trainer has trained before and has nothing left to do: its next fit makes no step."""
+    loop = trainer.fit_loop
+    return loop.epoch_progress.total.ready > 0 and loop.done
+
+
 def before_saving(trainer: Trainer, act: Callable[[], None]) -> None:
     """Let a function run before a trainer saves a checkpoint, until :func:`saves_as_before`.
 

@@ -155,6 +155,11 @@ def _not_writable(error: BaseException) -> str:
     return f"{file}: {getattr(error, 'strerror', error)}; free some space, or name a folder that can be written"
 
 
+def _below_a_file(error: BaseException) -> str:
+    """Return the sentence for a path that goes through a file as if it were a folder."""
+    return f"{getattr(error, 'filename', None)}: a part of this path is a file and no folder; name another folder"
+
+
 # Errors of other libraries: their kind, how they are told, and what is said.
 _OF_OTHERS: tuple[tuple[Any, Callable[[Any], bool], Callable[[BaseException], str]], ...] = (
     # of huggingface_hub, whose import takes its time; jsonargparse quotes it
@@ -162,6 +167,7 @@ _OF_OTHERS: tuple[tuple[Any, Callable[[Any], bool], Callable[[BaseException], st
     ((TypeError, ValueError), _quotes("trying to locate the file on the Hub"), lambda _: _UNREACHABLE),
     ((FileNotFoundError, ValueError), _quotes("|".join(_PATHS)), _refused_path),
     (OSError, lambda error: error.errno in _NOT_WRITABLE, _not_writable),
+    (NotADirectoryError, lambda error: bool(error.filename), _below_a_file),
     (
         RuntimeError,
         _quotes("PytorchStreamWriter"),

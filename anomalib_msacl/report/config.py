@@ -20,6 +20,7 @@ def config_of(folder: str | Path) -> Path:
     if not config.is_file():
         raise InputError(
             f"{folder} has no config.yaml; name the folder that anomalib train has left, such as "
-            "results/Patchcore/my_images/latest."
+            "results/Patchcore/my_images/latest. If that run had a logger, plain anomalib has put config.yaml into the "
+            "logger's folder: copy it to this one."
         )
     return config

@@ -85,9 +85,8 @@ def run_screening(
         done = output.begin(scorer.bundle.version, resume, summary.add)
         left = [source for source in sources if str(source.path) not in done.finished]
         table = output.open_table()
-        bar = tqdm(
-            total=len(sources), initial=len(sources) - len(left), unit="file", disable=None if progress else True
-        )
+        silent = None if progress and sys.stderr else True  # None: where it is no terminal; services have no stderr
+        bar = tqdm(total=len(sources), initial=len(sources) - len(left), unit="file", disable=silent)
 
         def work(source: Source) -> tuple[Source, list]:  # type: ignore[type-arg]
             skipped = done.frames if str(source.path) == done.last else set()

@@ -261,6 +261,17 @@ def test_one_callback_serves_one_model_after_the_other(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_second_fit_that_makes_no_step_leaves_the_backbone_to_what_was_learned_on_it(
+    callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, recipe = make_patchcore(), make_recipe(max_steps=0)
+    engine = fit(model, callback(weights="random", recipe=recipe), make_engine, phantom_root)
+    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
+    engine.fit(model, datamodule=phantom(phantom_root))
+    assert all(torch.equal(before[name], tensor) for name, tensor in tensors(model).items())
+    assert "make a new engine and a new model" in caplog.text
+
+
 def test_whitening_alone_is_a_recipe(
     callback: Make, make_patchcore: Make, make_engine: Make, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

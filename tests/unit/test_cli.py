@@ -14,12 +14,14 @@ from anomalib.cli.cli import AnomalibCLI
 from anomalib.data import AnomalibDataModule
 from anomalib.models import Padim
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from anomalib_msacl.anomalib_cli import CommandLine
 from anomalib_msacl.cli import config_path, main
 from anomalib_msacl.errors import InputError, one_line_errors, sentence_of, show_in_one_line
+from anomalib_msacl.report.config import config_of
 from anomalib_msacl.scores import ScoresCsv
 
 
@@ -149,6 +151,8 @@ def test_a_message_that_another_error_quotes_is_found() -> None:
         (ValueError("Path contains non-printable characters: /a/Prüfling"), "anomalib reads paths of up to 512 plain"),
         (FileNotFoundError("Path does not exist: /a/b"), "/a/b is missing: name a file or folder that exists"),
         (ValueError("Found 0 images in /a/b"), "/a/b has no images that anomalib reads"),
+        (NotADirectoryError(20, "Not a directory", "/a/b"), "/a/b: a part of this path is a file and no folder"),
+        (NotADirectoryError(20, "Not a directory"), ""),
         (FileNotFoundError(2, "No such file or directory"), ""),
         (ValueError("something else"), ""),
     ],
@@ -197,6 +201,27 @@ def test_predict_writes_scores_beside_no_callback_one_or_a_list(given: Any, monk
     found = trainer["callbacks"] if isinstance(trainer["callbacks"], list) else [trainer["callbacks"]]
     assert sum(isinstance(each, ScoresCsv) for each in found) == 1
     assert set(given if isinstance(given, list) else [given]) - {None} <= set(found)
+
+
+@pytest.mark.parametrize("subcommand", ["train", "test"])
+def test_the_configuration_of_a_training_with_a_logger_is_where_report_looks(
+    subcommand: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AnomalibCLI, "instantiate_engine", lambda _: None)
+    parser = ArgumentParser()
+    parser.add_argument("--word")
+    logger, command = CSVLogger(tmp_path / "logs"), CommandLine.__new__(CommandLine)
+    command.subcommand, command.subcommand_parsers = subcommand, {subcommand: parser}
+    command.config = {subcommand: parser.parse_args(["--word=mine"])}
+    trainer: dict[str, Any] = {"callbacks": None, "strategy": "auto", "logger": logger}
+    command.config_init = {subcommand: {"trainer": trainer}}
+    command.instantiate_engine()
+    made = Trainer(default_root_dir=tmp_path / "results", logger=logger, accelerator="cpu")
+    for callback in trainer["callbacks"] or []:
+        callback.setup(made, Padim.__new__(Padim), "fit")
+    assert len(trainer["callbacks"] or []) == (subcommand == "train")
+    if subcommand == "train":
+        assert yaml.safe_load((config_of(tmp_path / "results")).read_text()) == {"word": "mine"}
 
 
 @pytest.mark.parametrize("name", ["ddp_spawn", "ddp_fork_find_unused_parameters_true", "ddp_notebook"])

@@ -169,6 +169,14 @@ def test_as_many_maps_as_were_asked_for(trained: Trained, tmp_path: Path, maps: 
     assert sum(bool(row["map"]) for row in table(tmp_path)) == expected
 
 
+def test_a_program_without_standard_error_screens_too(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert screen(trained.export, trained.root / "new", "--out", tmp_path, "--maps", "none") == 0
+    assert len(table(tmp_path)) == TEST
+
+
 def test_maps_in_dicom_refer_to_their_file(trained: Trained, tmp_path: Path) -> None:
     study = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid(), "StudyID": "1"}
     study |= {"StudyDate": "", "StudyTime": "", "AccessionNumber": "", "PatientName": "", "PatientBirthDate": ""}
