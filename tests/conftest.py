@@ -26,6 +26,7 @@ from anomalib_msacl.screening.signal_stack import kept_signal_stack
 
 # The tensors of these tests are small: on a shared machine threads cost more than they give.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that they start, too
 # Where there is no GPU, torch would look for its driver at nearly every operation that it traces.
 if not torch.cuda.is_available():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -50,8 +51,9 @@ def make_recipe(**settings: Any) -> Recipe:
 
 
 # The files that take longest, longest first: they start first, so that no worker is left alone with one at the end.
-HEAVY = ("test_models", "test_export", "test_cli", "test_parity", "test_igd", "test_msacl", "test_callback")
-HEAVY += ("test_backbones", "test_bad_input", "test_report_page", "test_thresholds")
+HEAVY = ("test_models", "test_cli", "test_msacl", "test_export", "test_parity", "test_igd", "test_callback")
+HEAVY += ("test_report_splits", "test_backbones", "test_distributed", "test_faults", "test_bad_input", "test_report_page")
+HEAVY += ("test_thresholds",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
