@@ -52,8 +52,8 @@ def make_recipe(**settings: Any) -> Recipe:
 
 # The files that take longest, longest first: they start first, so that no worker is left alone with one at the end.
 HEAVY = ("test_models", "test_cli", "test_msacl", "test_export", "test_parity", "test_igd", "test_callback")
-HEAVY += ("test_report_splits", "test_backbones", "test_distributed", "test_faults", "test_bad_input", "test_report_page")
-HEAVY += ("test_thresholds",)
+HEAVY += ("test_report_splits", "test_backbones", "test_distributed", "test_faults", "test_bad_input")
+HEAVY += ("test_report_page", "test_thresholds")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
