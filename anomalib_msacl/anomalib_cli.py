@@ -71,7 +71,7 @@ class CommandLine(AnomalibCLI):
                 options["ckpt_path"] = None  # anomalib would load it once more, by its own rule
 
     def instantiate_engine(self) -> None:
-        """Build the engine; that of ``predict`` writes scores."""
+        """Build the engine; that of ``predict`` writes scores, one that trains with a logger its configuration."""
         trainer: Any = self.config_init[self.subcommand]["trainer"]
         if str(trainer["strategy"]).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
             raise InputError(
@@ -96,7 +96,8 @@ class _ConfigInResults(SaveConfigCallback):
         del pl_module, stage
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
+        file = folder / self.config_filename
+        self.parser.save(self.config, file, skip_none=False, overwrite=self.overwrite, multifile=self.multifile)
 
 
 def _of_checkpoint(model: AnomalibModule, path: Path) -> AnomalibModule:

@@ -8,7 +8,6 @@ Writes between the marks `<!-- summary -->` and `<!-- end of the summary -->` of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 
 ROOT = Path(__file__).parents[1]
+RESULTS, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 START, END = "<!-- summary -->", "<!-- end of the summary -->"
 BACKBONES = ("EfficientNet-Lite0", "MobileNetV2", "ResNet-50", "DINOv2-S")  # sections of the page
 SETS = ("brain MRI", "capsule endoscopy", "chest X-ray", "colonoscopy", "circuit boards")
@@ -30,8 +30,9 @@ Pair = tuple[float, float]  # before and after
 Figures = dict[tuple[str, str, str], Pair]  # of a backbone, a set and a column
 
 
-def figures(page: str) -> Figures:
-    """Return the figures of the page, means of the seeds."""
+def figures() -> Figures:
+    """Return the figures of the page of results, means of the seeds."""
+    page = RESULTS.read_text(encoding="utf-8")
     found: dict[tuple[str, str, str], list[Pair]] = {}
     for backbone in BACKBONES:
         text = page.split(f"\n### {backbone}\n")[1].split("\n##", maxsplit=1)[0]
@@ -49,10 +50,15 @@ def short(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
+def is_loss(pair: Pair) -> bool:
+    """Say whether more than half a point was lost."""
+    return pair[1] - pair[0] < -_LOSS
+
+
 def cell(pair: Pair) -> str:
     """Return a cell of a table, in bold where something was lost."""
     text = f"{short(pair[0])} -> {short(pair[1])}"
-    return f"**{text}**" if pair[1] - pair[0] < -_LOSS else text
+    return f"**{text}**" if is_loss(pair) else text
 
 
 def mean_cell(pairs: list[Pair]) -> str:
@@ -83,33 +89,29 @@ def replaced(page: str, text: str) -> str:
     return f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}"
 
 
-def pages() -> dict[Path, str]:
+def pages(found: Figures) -> dict[Path, str]:
     """Return the two pages as they should be."""
-    results, readme = ROOT / "docs" / "results.md", ROOT / "README.md"
-    page = results.read_text(encoding="utf-8")
-    found = figures(page)
-    texts: dict[Path, Callable[[], str]] = {
-        results: lambda: replaced(page, tables(found, (*DETECTORS, "AUPRO of PatchCore", "AUPRO of PaDiM"))),
-        readme: lambda: replaced(readme.read_text(encoding="utf-8"), tables(found, DETECTORS[:2])),
-    }
-    return {path: text() for path, text in texts.items()}
+    columns = {RESULTS: (*DETECTORS, "AUPRO of PatchCore", "AUPRO of PaDiM"), README: DETECTORS[:2]}
+    return {path: replaced(path.read_text(encoding="utf-8"), tables(found, names)) for path, names in columns.items()}
 
 
 def draw(found: Figures, picture: Path) -> None:
     """Draw the image AUROC of PatchCore before and after, all backbones and sets in one panel."""
     figure, axis = plt.subplots(figsize=(11, 8.6))
     names, places = [], []
+    white: dict[str, Any] = {"s": 70, "facecolor": "white", "edgecolor": "#555555", "linewidth": 1.8}
     for number, backbone in enumerate(BACKBONES):
+        top = number * (len(SETS) + 1.3)
         for row, name in enumerate(SETS):
-            place = number * (len(SETS) + 1.3) + row
-            old, new = found[backbone, name, DETECTORS[0]]
-            colour = WORSE if new - old < -_LOSS else BETTER
+            place = top + row
+            old, new = pair = found[backbone, name, DETECTORS[0]]
+            colour = WORSE if is_loss(pair) else BETTER
             axis.plot([old, new], [place, place], color=colour, linewidth=4, zorder=1, solid_capstyle="butt")
-            axis.scatter([old], [place], s=70, facecolor="white", edgecolor="#555555", linewidth=1.8, zorder=2)
+            axis.scatter([old], [place], zorder=2, **white)
             axis.scatter([new], [place], s=75, color=colour, zorder=3)
             names.append(name)
             places.append(place)
-        axis.text(0.452, number * (len(SETS) + 1.3) - 0.75, backbone, fontsize=15, weight="bold", va="center")
+        axis.text(0.452, top - 0.75, backbone, fontsize=15, weight="bold", va="center")
     axis.set_yticks(places, names, fontsize=13)
     axis.set_ylim(max(places) + 0.8, -1.4)
     axis.set_xlim(0.45, 1)
@@ -118,10 +120,9 @@ def draw(found: Figures, picture: Path) -> None:
     axis.grid(axis="x", alpha=0.3)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    white: dict[str, Any] = {"facecolor": "white", "edgecolor": "#555555", "linewidth": 1.8}
     colours = {"pre-trained by MSACL": BETTER, "pre-trained, and worse by more than half a point": WORSE}
     drawn = {line.get_color() for line in axis.get_lines()}
-    handles = [axis.scatter([], [], s=70, label="weights as they came", **white)]
+    handles = [axis.scatter([], [], label="weights as they came", **white)]
     handles += [axis.scatter([], [], s=75, color=hue, label=name) for name, hue in colours.items() if hue in drawn]
     figure.legend(handles=handles, fontsize=13, loc="lower center", ncols=3, frameon=False)
     figure.tight_layout(rect=(0, 0.05, 1, 1))
@@ -130,9 +131,10 @@ def draw(found: Figures, picture: Path) -> None:
 
 def main() -> None:
     """Write the pages and the picture."""
-    for path, text in pages().items():
+    found = figures()
+    for path, text in pages(found).items():
         path.write_text(text, encoding="utf-8")
-    draw(figures((ROOT / "docs" / "results.md").read_text(encoding="utf-8")), ROOT / "docs" / "compare.png")
+    draw(found, ROOT / "docs" / "compare.png")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,8 @@ def test_the_pages_of_all_names_are_up_to_date() -> None:
 
 
 def test_the_summaries_of_the_results_are_those_of_the_tables() -> None:
-    for path, text in script("results_summary").pages().items():
+    summary = script("results_summary")
+    for path, text in summary.pages(summary.figures()).items():
         assert path.read_text(encoding="utf-8") == text, "run: python scripts/results_summary.py"
 
 
